@@ -1,0 +1,368 @@
+r"""Alignment, overlaps and conserved quantities: one convention, written down.
+
+Cosines are signed. A zero vector has no direction: its cosine is NaN, left out of every mean and
+counted. Whole-matrix and per-sample measures have different names. Measuring leaves the network's
+buffers, the rule's feedback and every random state as they were.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .networks import choose
+from .rules import BP, BRSF, DFA, DRTP, FA, FRSF, USF, KolenPollack, Loss, Rule, Shallow
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Cosines by layer and over all of them.
+
+    Attributes:
+        layers: cosine by layer name, bottom to top; NaN where a vector is zero.
+        total: cosine of the layers' concatenation (per sample: mean of these cosines).
+        excluded: number of zero vectors by layer (per sample: of samples).
+    """
+
+    layers: dict[str, float]
+    total: float
+    excluded: dict[str, int] = field(default_factory=dict)
+
+
+def cosine(a: Tensor, b: Tensor, dim: int | None = None) -> Tensor:
+    r"""Signed cosine :math:`a \cdot b / (\|a\| \|b\|)` in double precision; NaN for a zero vector.
+
+    ``torch.nn.functional.cosine_similarity`` bounds small norms from below, which turns small
+    gradients into small cosines; here the norms are taken as they are.
+
+    Args:
+        a, b: tensors of one shape.
+        dim: axis of the vectors; None flattens.
+
+    Returns:
+        float64 tensor without that axis (0-d for None).
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> float(cosine(torch.tensor([1., 0.]), torch.tensor([-1e-30, 0.])))
+        -1.0
+        >>> float(cosine(torch.zeros(2), torch.ones(2)))
+        nan
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"cosine of shapes {tuple(a.shape)} and {tuple(b.shape)}: must be equal")
+    a, b = a.detach().double(), b.detach().double()
+    if dim is None:
+        a, b, dim = a.flatten(), b.flatten(), 0
+    # each is brought to length one before the product, which then cannot under- or overflow
+    a = a / torch.linalg.vector_norm(a, dim=dim, keepdim=True)
+    b = b / torch.linalg.vector_norm(b, dim=dim, keepdim=True)
+    return (a * b).sum(dim).clamp(-1.0, 1.0)
+
+
+@contextmanager
+def unchanged(rule: Rule) -> Iterator[None]:
+    """Restore the network's buffers (running statistics) and the random state afterwards."""
+    kept = [(b, b.clone()) for b in rule.net.buffers()]
+    with torch.random.fork_rng():
+        yield
+    with torch.no_grad():
+        for buffer, before in kept:
+            buffer.copy_(before)
+
+
+def gradient_alignment(
+    rule: Rule,
+    x: Tensor,
+    target: Tensor,
+    *,
+    loss: Loss = "cross_entropy",
+    reduction: str = "mean",
+) -> Alignment:
+    r"""Cosine between a rule's update of each weight matrix and the true gradient.
+
+    :math:`\cos(\mathrm{vec}\, \delta_l h_{l-1}^T, \mathrm{vec}\, \nabla_{W_l} \mathcal L)`, both
+    summed over the batch at the same weights (Chu & Bacho 2023; Robertson & Koyejo 2024).
+    ``total`` concatenates the hidden layers; the read-out, whose update is the gradient, would
+    only raise it and is left out: ``network_alignment`` has it.
+
+    Args:
+        rule: bound to the network.
+        x, target, loss, reduction: as in :meth:`fabook.rules.Rule.backward`.
+
+    Returns:
+        Alignment of the hidden weight layers.
+
+    Example:
+        >>> from fabook import mlp, FA
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule = FA(mlp([4, 3, 2], generator=g), generator=g)
+        >>> list(gradient_alignment(rule, torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1])).layers)
+        ['0']
+    """
+    ours, true = _weight_gradients(rule, x, target, loss, reduction)
+    hidden = rule.layers[:-1]
+    layers = {name: float(cosine(ours[name], true[name])) for name in hidden}
+    total = _cosine_of_all([(ours[name], true[name]) for name in hidden])
+    zero = {n: int(not (ours[n].any() and true[n].any())) for n in hidden}
+    return Alignment(layers, total, zero)
+
+
+def network_alignment(
+    rule: Rule,
+    x: Tensor,
+    target: Tensor,
+    *,
+    loss: Loss = "cross_entropy",
+    reduction: str = "mean",
+) -> float:
+    """Cosine between a rule's whole update and the whole gradient, read-out included.
+
+    All weight matrices concatenated (Chu & Bacho 2023, network alignment). The read-out's share
+    equals one for every rule, so this is positive long before hidden layers are aligned.
+
+    Args:
+        rule, x, target, loss, reduction: as in :func:`gradient_alignment`.
+    """
+    ours, true = _weight_gradients(rule, x, target, loss, reduction)
+    return _cosine_of_all([(ours[name], true[name]) for name in rule.layers])
+
+
+def _weight_gradients(
+    rule: Rule, x: Tensor, target: Tensor, loss: Loss, reduction: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    found = []
+    for each in (rule, BP(rule.net)):
+        with unchanged(rule):
+            grads = each.gradients(x, target, loss=loss, reduction=reduction)
+        found.append({name: grads[f"{name}.weight"] for name in rule.layers})
+    return found[0], found[1]
+
+
+def _cosine_of_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    if not pairs:
+        return float("nan")
+    a = torch.cat([a.flatten() for a, _ in pairs])
+    b = torch.cat([b.flatten() for _, b in pairs])
+    return float(cosine(a, b))
+
+
+def gradient_alignment_per_sample(
+    rule: Rule,
+    x: Tensor,
+    target: Tensor,
+    *,
+    loss: Loss = "cross_entropy",
+    at: str = "preactivation",
+) -> Alignment:
+    r"""Mean over samples of the cosine between a rule's error signal and backpropagation's.
+
+    ``preactivation`` compares :math:`\delta_l` with :math:`\partial \mathcal L/\partial z_l`
+    (Refinetti et al. 2021, gradient alignment); ``activation`` compares what arrives at
+    :math:`h_l`, before the derivative of the activation (Song, Xu & Lafferty 2021). ``total``
+    concatenates the hidden layers for each sample before the cosine is taken.
+
+    Args:
+        rule: bound to the network.
+        x: (samples, ...) inputs.
+        target: as in :meth:`fabook.rules.Rule.backward`.
+        loss: as there; each sample's signal is its own, whatever the reduction.
+        at: ``preactivation`` or ``activation``.
+
+    Returns:
+        Alignment of the hidden layers; samples with a zero signal are excluded and counted.
+
+    Raises:
+        ValueError: unknown ``at``.
+    """
+    choose("at", at, ("preactivation", "activation"))
+    signals: list[dict[str, Tensor]] = []
+    for each in (rule, BP(rule.net)):
+        with unchanged(rule):
+            signals.append(_hidden_signals(each, x, target, loss, at))
+    ours, true = signals
+    per_sample = {name: cosine(ours[name], true[name], dim=1) for name in ours}
+    everything = cosine(torch.cat(list(ours.values()), 1), torch.cat(list(true.values()), 1), dim=1)
+    return Alignment(
+        {name: float(c.nanmean()) for name, c in per_sample.items()},
+        float(everything.nanmean()),
+        {name: int(c.isnan().sum()) for name, c in per_sample.items()},
+    )
+
+
+@torch.no_grad()
+def _hidden_signals(
+    rule: Rule, x: Tensor, target: Tensor, loss: Loss, at: str
+) -> dict[str, Tensor]:
+    """Signals of the hidden layers, (samples, units), bottom to top."""
+    found: dict[str, Tensor] = {}
+    for s in rule._start(x, target, loss, "sum")[1]:
+        signal = s.error if at == "preactivation" else s.incoming
+        if s.grads is None and signal is not None and s.name != rule.layers[-1]:
+            found[s.name] = signal.flatten(1)
+    return {name: found[name] for name in rule.layers[:-1]}
+
+
+def weight_alignment(rule: Rule) -> Alignment:
+    r"""Cosine between forward weights and what feedback would have them be.
+
+    For rules that transport the error layer by layer (FA, sign-symmetric, Kolen-Pollack):
+    :math:`\cos(\mathrm{vec}\,W_{l+1}, \mathrm{vec}\,B_{l+1})`. For direct rules (DFA, DRTP), whose
+    matrices skip layers, Refinetti et al. (2021) compare with products:
+    :math:`\cos(\mathrm{vec}\,W_{l+1}, \mathrm{vec}\,F_{l+1} F_l^T)` between hidden layers and
+    :math:`\cos(\mathrm{vec}\,W_L, \mathrm{vec}\,F_{L-1}^T)` at the top. ``total`` concatenates
+    all of them with entries as they are. The first layer has no weight alignment.
+
+    Returns:
+        Alignment by the name of the layer that owns W.
+
+    Raises:
+        ValueError: for rules without feedback, or direct rules across convolutions.
+
+    Example:
+        >>> from fabook import mlp, DFA
+        >>> g = torch.Generator().manual_seed(0)
+        >>> list(weight_alignment(DFA(mlp([4, 3, 5, 2], generator=g), generator=g)).layers)
+        ['2', '4']
+    """
+    pairs = _matrix_pairs(rule)
+    return Alignment(
+        {name: float(cosine(w, b)) for name, (w, b) in pairs.items()},
+        _cosine_of_all(list(pairs.values())),
+        {name: int(not (w.any() and b.any())) for name, (w, b) in pairs.items()},
+    )
+
+
+def _matrix_pairs(rule: Rule) -> dict[str, tuple[Tensor, Tensor]]:
+    if isinstance(rule, BP | Shallow):
+        raise ValueError(f"{type(rule).__name__} has no feedback matrices to align with")
+    weights: dict[str, Any] = {n: rule._above[n].weight.detach() for n in rule.layers[:-1]}
+    owners = rule.layers[1:]
+    feedback = list(rule.feedback.values())
+    if isinstance(rule, DFA):
+        targets = [upper @ lower.t() for lower, upper in itertools.pairwise(feedback)]
+        targets.append(feedback[-1].t())
+    else:
+        targets = feedback
+    for name, weight, matrix in zip(owners, weights.values(), targets, strict=True):
+        if weight.shape != matrix.shape:
+            raise ValueError(
+                f"weight alignment of layer {name!r}: its weight {tuple(weight.shape)} and the "
+                f"product of feedback matrices {tuple(matrix.shape)} differ in shape"
+            )
+    return dict(zip(owners, zip(weights.values(), targets, strict=True), strict=True))
+
+
+def network_overlap(nets: Sequence[nn.Module]) -> float:
+    """Mean over pairs of networks of the cosine between all their parameters.
+
+    Networks trained from different initial weights with the same feedback end near each other
+    under direct feedback alignment and stay orthogonal under backpropagation: degeneracy breaking
+    (Refinetti et al. 2021).
+
+    Args:
+        nets: at least two networks of one architecture.
+
+    Raises:
+        ValueError: fewer than two networks.
+    """
+    if len(nets) < 2:
+        raise ValueError(f"overlap needs at least two networks; got {len(nets)}")
+    flat = [torch.cat([p.detach().flatten() for p in net.parameters()]) for net in nets]
+    values = [cosine(a, b) for a, b in itertools.combinations(flat, 2)]
+    return float(torch.stack(values).mean())
+
+
+def order_parameters(w: Tensor, b: Tensor) -> dict[str, Tensor]:
+    r"""Overlaps of student and teacher: :math:`Q = ww^T/N`, :math:`R = wB^T/N`, :math:`T = BB^T/N`.
+
+    Saad & Solla (1995); Refinetti et al. (2021).
+
+    Args:
+        w: (..., K, N) first-layer weights of the student.
+        b: (..., M, N) those of the teacher.
+
+    Returns:
+        ``Q`` (..., K, K), ``R`` (..., K, M) and ``T`` (..., M, M) in float64.
+
+    Raises:
+        ValueError: if N differs.
+    """
+    if w.shape[-1] != b.shape[-1]:
+        raise ValueError(f"student has {w.shape[-1]} inputs and teacher {b.shape[-1]}")
+    w, b = w.detach().double(), b.detach().double()
+    n = w.shape[-1]
+    return {"Q": w @ w.mT / n, "R": w @ b.mT / n, "T": b @ b.mT / n}
+
+
+def conserved(rule: Rule) -> dict[str, Tensor]:
+    r"""What gradient flow under a rule conserves, for each neuron of each hidden layer.
+
+    .. math:: C_{l,j} = \tfrac12 \|W_l[j,:]\|^2 + \tfrac12 b_{l,j}^2 - P_{l,j},
+
+    for networks of Linear and Conv2d layers with positively homogeneous activations (ReLU, leaky
+    ReLU, linear), any loss and any batches (Robertson & Koyejo 2023, abstract; the forms derived).
+    The partner of neuron j sums over its outgoing weights w, feedback b of the same place:
+
+    - BP: :math:`\tfrac12 \sum w^2`; FA: :math:`\sum b w`; Kolen-Pollack: :math:`\tfrac12\sum b^2`;
+    - uSF and frSF: :math:`\sum |b| |w|`;
+    - DFA: :math:`\sum F w` for the last hidden layer alone, the only one for which a law holds.
+
+    A layer's quantity is the sum over its neurons.
+
+    Args:
+        rule: BP, FA, DFA, uSF, frSF or Kolen-Pollack on a network of adjacent weight layers.
+
+    Returns:
+        float64 vectors (n_l) by layer name.
+
+    Raises:
+        ValueError: for rules without a law, and where Flatten stands between two layers.
+
+    Example:
+        >>> from fabook import mlp, FA
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule = FA(mlp([4, 3, 2], activation="relu", generator=g), generator=g)
+        >>> conserved(rule)["0"].shape
+        torch.Size([3])
+    """
+    partner = _partner(rule)
+    names = rule.layers[-2:-1] if isinstance(rule, DFA) else rule.layers[:-1]
+    found: dict[str, Tensor] = {}
+    modules = dict(rule.net.named_modules())
+    for name in names:
+        layer, above = modules[name], rule._above[name]
+        incoming = layer.weight.detach().double().flatten(1).square().sum(1) / 2
+        if layer.bias is not None:
+            incoming += layer.bias.detach().double().square() / 2
+        w = above.weight.detach().double()
+        b = rule.feedback.get(name, w).double()
+        b = b.t() if isinstance(rule, DFA) else b
+        outgoing = partner(w, b)
+        if outgoing.shape[1] != incoming.shape[0]:
+            raise ValueError(
+                f"layers {name!r} and the next do not share their units: {incoming.shape[0]} "
+                f"outputs against {outgoing.shape[1]} inputs"
+            )
+        sums = outgoing.sum([d for d in range(outgoing.ndim) if d != 1])
+        found[name] = incoming - sums
+    return found
+
+
+def _partner(rule: Rule) -> Callable[[Tensor, Tensor], Tensor]:
+    lawful = isinstance(rule, BP | FA | DFA | USF | FRSF | KolenPollack)
+    if not lawful or isinstance(rule, BRSF | DRTP):
+        raise ValueError(f"no conservation law is known for {type(rule).__name__}")
+    if isinstance(rule, BP):
+        return lambda w, b: w.square() / 2
+    if isinstance(rule, KolenPollack):
+        return lambda w, b: b.square() / 2
+    return lambda w, b: b * w  # FA, DFA; for B = |R| sign(W) this is |R||W|
