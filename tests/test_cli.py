@@ -1,0 +1,167 @@
+"""The command line: help, listings for machines, and what it costs to start."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fabook import cli
+
+COMMANDS = ("list", "run", "claims", "build", "data", "doctor")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one notebook and one claim."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "claims.toml").write_text(
+        '[[claim]]\nid = "toy.alpha.small"\nnotebook = "toy/alpha"\npaper = "toy"\n'
+        'where = "Section 1"\nstatement = "It is small."\nsource = "paper"\npaper_value = "0.01"\n'
+        '[[claim.check]]\nquantity = "error"\nlabel = "error"\ncomparison = "<="\nbound = 0.5\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "notebooks" / "toy").mkdir(parents=True)
+    (tmp_path / "notebooks" / "toy" / "alpha.md").write_text(
+        "---\nkernelspec: {name: python3}\nfabook:\n  minutes: {quick: 0.5}\n---\n"
+        "\n# Alpha, in short\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("FABOOK_ROOT", str(tmp_path))
+    monkeypatch.delenv("FABOOK_DATA", raising=False)
+    return tmp_path
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> object:
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ""])
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"] if command else ["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:\n  fabook " in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run", "--jobs", "0"], ["run", "--fast"]])
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: fabook" in capsys.readouterr().err
+
+
+def test_list(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--json"]) == 0
+    assert printed(capsys) == [
+        {
+            "name": "toy/alpha",
+            "paper": "toy",
+            "title": "Alpha, in short",
+            "claims": ["toy.alpha.small"],
+            "minutes": {"quick": 0.5, "paper": None},
+        }
+    ]
+    assert cli.main(["list"]) == 0
+    assert "toy/alpha  0.5        ?          1       Alpha, in short" in capsys.readouterr().out
+
+
+def test_claims(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["claims", "--json", "--preset", "paper"]) == 0
+    entry: dict[str, object] = {
+        "id": "toy.alpha.small",
+        "paper": "toy",
+        "where": "Section 1",
+        "statement": "It is small.",
+        "source": "paper",
+        "paper_value": "0.01",
+        "measured": None,
+        "sd": None,
+        "seeds": None,
+        "bound": 0.5,
+        "verdict": "not run",
+        "preset": "paper",
+        "device": None,
+        "minutes": None,
+        "date": None,
+        "versions": None,
+        "data": [],
+    }
+    assert printed(capsys) == [entry]
+    assert cli.main(["claims", "--json"]) == 0
+    assert printed(capsys) == [entry | {"preset": "quick"}, entry]
+    assert cli.main(["claims"]) == 0
+    assert capsys.readouterr().out.count("not run") == 2
+    assert cli.main(["claims", "--preset", "fast"]) == 2
+    assert "unknown preset 'fast' (allowed: quick, paper)" in capsys.readouterr().err
+
+
+def test_no_repository(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FABOOK_ROOT", str(root / "notebooks"))
+    assert cli.main(["list"]) == 2
+    assert "has no book/claims.toml" in capsys.readouterr().err
+
+
+def test_build_says_what_is_missing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build"]) == 1
+    assert "_toc.yml" in capsys.readouterr().err
+    assert cli.main(["build", "--preset", "fast"]) == 1
+
+
+def test_data(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["data", "list", "--json"]) == 0
+    rows = printed(capsys)
+    assert isinstance(rows, list)
+    assert {"mnist", "cifar10", "digits"} <= {row["name"] for row in rows}
+    assert cli.main(["data", "list"]) == 0
+    assert "scikit-learn" in capsys.readouterr().out
+    assert cli.main(["data", "fetch", "digits"]) == 0
+    assert capsys.readouterr().out == ""  # it comes with scikit-learn
+    assert cli.main(["data", "fetch", "mnisd"]) == 2
+    assert "mnist" in capsys.readouterr().err
+    assert cli.main(["data", "fetch"]) == 2
+    assert "takes the name of a set" in capsys.readouterr().err
+    assert cli.main(["data", "list", "mnist"]) == 2
+
+
+def test_doctor(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    report = printed(capsys)
+    assert isinstance(report, dict)
+    found = {check["check"]: check for check in report["checks"]}
+    assert report["ok"] is True
+    assert {"python", "torch", "extra book", "cuda", "repository", "disk", "kernel"} <= set(found)
+    assert sys.executable in found["kernel"]["detail"]
+    assert found["FABOOK_DATA"]["detail"].startswith("not set")
+
+    monkeypatch.setenv("FABOOK_DATA", str(root / "nowhere"))
+    (root / "book" / "claims.toml").write_text("[[claim]]\n", encoding="utf-8")
+    assert cli.main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    assert "nowhere is no folder" in captured.out
+    assert "key 'id' is missing" in captured.out
+    assert "needed and not right: FABOOK_DATA" in captured.err
+
+
+def test_starting_needs_no_torch(root: Path) -> None:
+    code = (
+        "import sys, fabook.cli\n"
+        "assert fabook.cli.main(['list', '--json']) == 0\n"
+        "print([m for m in ('torch', 'numpy', 'papermill', 'jupytext') if m in sys.modules])\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,628 @@
+"""Executing notebooks: real kernels, real signals, in a small repository that the tests write."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fabook
+from fabook import claims, cli, runner
+
+HEADER = """\
+---
+jupytext:
+  text_representation: {{extension: .md, format_name: myst}}
+kernelspec: {{display_name: Python 3, language: python, name: python3}}
+fabook:
+  minutes: {{quick: 0.1, paper: 2}}
+---
+# The title of {name}
+
+```{{code-cell}} python
+:tags: [parameters]
+preset = "quick"      # one of: quick, paper
+seed = 0
+device = "auto"       # one of: auto, cpu, cuda
+{parameters}
+```
+
+```{{code-cell}} python
+import json, os, sys, time
+with open("../../log.txt", "a") as log:
+    print("{name}", os.getpid(), file=log)
+```
+"""
+# Leaves its results without the recorder, so that its kernel starts in an instant.
+PLAIN = """
+```{{code-cell}} python
+for _ in range(steps):
+    time.sleep(0.1)
+result = dict(schema=1, notebook="{name}", preset=preset, seed=seed, device=device, claims=[],
+              data=dict(x=dict(dims=["t"], arrays=dict(t=list(range(steps))))), datasets=[])
+print("computed", steps)
+```
+
+```{{code-cell}} python
+open(os.environ["FABOOK_RESULT_FILE"], "w").write(json.dumps(result))
+```
+"""
+RECORDED = """
+```{{code-cell}} python
+from fabook import claims
+run = claims.start("{name}", preset=preset, seed=seed, device=device)
+print("first", flush=True)
+print("second")
+run.record("environment", dims=["i"], names=[
+    os.environ["PYTHONHASHSEED"], os.environ["OMP_NUM_THREADS"],
+    sys.executable, os.path.basename(os.getcwd())])
+run.glue("rate", rate)
+```
+
+The rate is {{glue:text}}`rate`.
+
+```{{code-cell}} python
+run.claim("toy.recorded.small", error=rate, seeds=1)
+run.save()
+```
+"""
+CLAIM = """\
+[[claim]]
+id = "toy.recorded.small"
+notebook = "toy/recorded"
+paper = "toy"
+where = "Section 1"
+statement = "The rate is small."
+source = "derived"
+[[claim.check]]
+quantity = "error"
+label = "the rate"
+comparison = "<="
+bound = {quick = 0.02, paper = 0.01}
+"""
+OWN = 'rate = 0.01\nrule = "fa"  # one of: fa, dfa\nflag = False\nwidths = [3, 4]'
+
+
+class Repository:
+    """A book with three small notebooks: toy/recorded, toy/plain and other/plain."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.out = root / "_build"
+        (root / "book").mkdir()
+        (root / "book" / "claims.toml").write_text(CLAIM, encoding="utf-8")
+        self.write("toy/recorded", RECORDED, OWN)
+        self.write("toy/plain", PLAIN, "steps = 2")
+        self.write("other/plain", PLAIN, "steps = 2")
+
+    def write(self, name: str, body: str, parameters: str) -> None:
+        path = self.source(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = (HEADER + body).format(name=name, parameters=parameters)
+        path.write_text(text, encoding="utf-8")
+
+    def source(self, name: str) -> Path:
+        return self.root / "notebooks" / f"{name}.md"
+
+    def edit(self, path: Path, old: str, new: str) -> None:
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    def kernels(self) -> list[list[str]]:
+        """A [notebook, process] for each kernel that ever started here."""
+        log = self.root / "log.txt"
+        return [line.split() for line in log.read_text().splitlines()] if log.is_file() else []
+
+    def plan(self, *names: str, **options: Any) -> list[runner.Job]:
+        return runner.plan(self.root, names, **({"out": self.out} | options))
+
+    def run(self, *names: str, **options: Any) -> list[runner.Outcome]:
+        return runner.run(self.plan(*names, **options))
+
+    def results(self, name: str, preset: str = "quick") -> dict[str, Any]:
+        path = self.out / "results" / preset / f"{name}.json"
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+    def files(self, out: Path | None = None) -> dict[str, Any]:
+        """All output files; results without what differs between two equal runs."""
+        out = out or self.out
+        found: dict[str, Any] = {}
+        for path in sorted(p for p in out.rglob("*") if p.is_file()):
+            name = path.relative_to(out).as_posix()
+            found[name] = path.read_bytes()
+            if name.startswith("results/"):
+                found[name] = json.loads(found[name])
+                del found[name]["minutes"], found[name]["date"]
+        return found
+
+    def command(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """The command line in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "fabook.cli", "run", "--out", str(self.out), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    monkeypatch.setenv("FABOOK_ROOT", str(tmp_path))
+    monkeypatch.delenv("FABOOK_DATA", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return Repository(tmp_path)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+def running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def none_running(pids: list[int]) -> bool:
+    return not any(map(running, pids))
+
+
+# --- executing -----------------------------------------------------------------------------------
+
+
+def test_run_writes_results_and_then_has_nothing_to_do(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "--jobs", "2"]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""  # no notices of kernels
+    assert "reproduced      toy.recorded.small   error = 0.01 <= 0.02   (1 seed)" in printed.out
+    assert len(repository.kernels()) == 3
+    before = repository.files()
+    assert [name for name in before if not name.startswith(".work")] == [
+        *(f"notebooks/quick/{name}.ipynb" for name in ("other/plain", "toy/plain", "toy/recorded")),
+        *(f"results/quick/{name}.json" for name in ("other/plain", "toy/plain", "toy/recorded")),
+    ]
+    assert all(name.endswith(".lock") for name in before if name.startswith(".work"))
+
+    started = time.monotonic()
+    assert cli.main(["run"]) == 0
+    assert time.monotonic() - started < 3
+    assert len(repository.kernels()) == 3  # no kernel started
+    assert capfd.readouterr().out.count("up to date") == 3
+    assert repository.files() == before
+
+    assert [o.status for o in repository.run("toy/recorded", force=True)] == ["done"]
+    assert repository.files() == before  # the same again, byte for byte
+
+    results = repository.results("toy/recorded")
+    assert results["parameters"] == {
+        "preset": "quick",
+        "seed": 0,
+        "device": claims.resolve_device("auto"),
+        "rate": 0.01,
+        "rule": "fa",
+        "flag": False,
+        "widths": [3, 4],
+    }
+    assert set(results["versions"]) == {"python", "torch", "numpy", "scipy", "fabook"}
+    assert 0 < results["minutes"] < 1
+    assert len(results["source_hash"]) == 64
+    names = results["data"]["environment"]["arrays"]["names"]
+    assert names == ["0", "1", sys.executable, "toy"]
+    assert results["claims"][0]["verdict"] == "reproduced"
+
+
+def test_executed_notebook_has_merged_text_and_glue(repository: Repository) -> None:
+    import nbformat
+    from myst_nb.ext.glue import extract_glue_data_cell
+
+    assert runner.exit_code(repository.run("toy/recorded")) == 0
+    path = repository.out / "notebooks" / "quick" / "toy" / "recorded.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cell = next(cell for cell in notebook.cells if "claims.start" in cell.source)
+    assert cell.outputs[0].text == "first\nsecond\n"
+    ((key, output),) = extract_glue_data_cell(cell)
+    assert (key, output["data"]) == ("rate", {"text/plain": "0.01"})
+    assert not any("injected-parameters" in c.metadata.tags for c in notebook.cells)
+
+
+def test_custom_parameters_are_stored_apart(repository: Repository) -> None:
+    repository.run("toy/plain")
+    before = repository.files()
+    outcomes = repository.run("toy/plain", values={"seed": "3", "steps": "1"})
+    assert [o.status for o in outcomes] == ["done"]
+    stem = outcomes[0].job.stem
+    assert stem.startswith("toy/plain@")
+    after = repository.files()
+    assert {name: after[name] for name in before} == before
+    assert repository.results(stem)["parameters"]["seed"] == 3
+    assert repository.results(stem)["data"]["x"]["arrays"] == {"t": [0]}
+    again = repository.run("toy/plain", values={"steps": 1, "seed": 3})
+    assert [o.status for o in again] == ["cached"]
+    defaults = repository.run("toy/plain", values={"seed": "0", "steps": "2"}, device="cpu")
+    assert defaults[0].job.stem == "toy/plain"
+
+
+def test_unexpected_verdict(repository: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    repository.edit(repository.root / "book" / "claims.toml", "quick = 0.02", "quick = 0.001")
+    for _ in range(2):  # fresh and cached
+        assert cli.main(["run", "toy/recorded"]) == 3
+        error = capsys.readouterr().err
+        assert "unexpected verdict: not reproduced  toy.recorded.small" in error
+        assert "error = 0.01 fails <= 0.001" in error
+    assert repository.results("toy/recorded")["claims"][0]["verdict"] == "not reproduced"
+    assert len(repository.kernels()) == 1
+
+
+def test_claim_that_the_notebook_forgets_is_unexpected(repository: Repository) -> None:
+    line = 'run.claim("toy.recorded.small", error=rate, seeds=1)\n'
+    repository.edit(repository.source("toy/recorded"), line, "")
+    outcomes = repository.run("toy/recorded")
+    assert runner.exit_code(outcomes) == 3
+    assert "not run" in outcomes[0].unexpected[0]
+
+
+def test_failing_cells(repository: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, other = repository.source("toy/plain"), repository.source("other/plain")
+    repository.edit(plain, 'print("computed"', 'print("begun"); 1 / 0; print("computed"')
+    repository.edit(other, "time.sleep(0.1)", "os.write(2, b'last words'); os._exit(3)")
+    assert cli.main(["run"]) == 1
+    error = capsys.readouterr().err
+    assert "toy/plain: cell In [3] failed:" in error
+    assert "ZeroDivisionError: division by zero" in error
+    assert "other/plain: DeadKernelError" in error
+    assert "last words" in error
+    assert "\x1b" not in error
+    names = [name for name in repository.files() if not name.startswith(".work")]
+    failed = "notebooks/quick/toy/plain.failed.ipynb"
+    assert failed in names
+    assert "begun" in (repository.out / failed).read_text(encoding="utf-8")
+    assert "results/quick/toy/recorded.json" in names  # the others finish
+    assert not any("plain.json" in name or "plain.ipynb" in name for name in names)
+
+    repository.edit(plain, "1 / 0; ", "")
+    assert runner.exit_code(repository.run("toy/plain")) == 0
+    assert failed not in repository.files()
+
+
+def test_results_must_be_saved(repository: Repository) -> None:
+    repository.edit(repository.source("toy/plain"), "FABOOK_RESULT_FILE", "HOME")
+    repository.edit(repository.source("toy/plain"), "open(os", "str(os")
+    repository.edit(repository.source("toy/plain"), ', "w").write(', ").join(")
+    (outcome,) = repository.run("toy/plain")
+    assert (outcome.status, "without run.save()" in outcome.message) == ("failed", True)
+
+
+# --- cache ---------------------------------------------------------------------------------------
+
+
+def test_every_ingredient_of_the_key_counts(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = repository.plan("toy/recorded")
+    seen = {runner.cache_key(job)}
+    assert runner.cache_key(job) in seen  # the same once more
+
+    def differs() -> bool:
+        new = runner.cache_key(job) not in seen
+        seen.add(runner.cache_key(job))
+        return new
+
+    repository.edit(repository.source("toy/recorded"), "# The title", "# A title")
+    assert differs()
+    repository.edit(repository.source("toy/recorded"), "rate = 0.01", "rate = 0.011")
+    assert differs()
+    toml = repository.root / "book" / "claims.toml"
+    repository.edit(toml, "paper = 0.01", "paper = 0.02")
+    assert not differs()  # a bound of the other preset
+    repository.edit(toml, "is small", "stays small")
+    assert not differs()  # words
+    repository.edit(toml, "quick = 0.02", "quick = 0.03")
+    assert differs()
+    published = claims.published_path(repository.root, "toy/recorded")
+    published.parent.mkdir(parents=True)
+    published.write_text('{"data": {"x": 1}, "date": 1}', encoding="utf-8")
+    assert differs()
+    published.write_text('{"data": {"x": 1}, "date": 2}', encoding="utf-8")
+    assert not differs()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert differs()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    info = tmp_path / "site" / "scipy-99.0.dist-info"  # as if another scipy were installed
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 99.0\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "site")
+        runner.versions.cache_clear()
+        assert differs()
+    runner.versions.cache_clear()
+
+    (paper,) = repository.plan("toy/recorded", preset="paper")
+    (other,) = repository.plan("toy/recorded", values={"rule": "dfa"})
+    assert len({runner.cache_key(j) for j in (job, paper, other)}) == 3
+    before = runner.cache_key(paper)
+    monkeypatch.setenv("FABOOK_DATA", str(tmp_path))
+    assert runner.cache_key(paper) != before
+
+
+def test_library_source_counts_but_not_the_command_line(
+    repository: Repository, tmp_path: Path
+) -> None:
+    package = tmp_path / "fabook"
+    shutil.copytree(Path(fabook.__file__).parent, package)
+    path = repository.source("toy/plain")
+    hashes = [runner.source_hash(path), runner.source_hash(path, package)]
+    for name in ("cli.py", "site.py", "runner.py", "streams.py", "new.py"):
+        with open(package / name, "a", encoding="utf-8") as module:
+            module.write("\n# a comment\n")
+        hashes.append(runner.source_hash(path, package))
+    assert len(set(hashes[:5])) == 1
+    assert len(set(hashes)) == 3
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_number(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"t": [0, 1]', '"t": [0, 2]'), encoding="utf-8")
+
+
+def test_damaged_results_are_made_again(repository: Repository) -> None:
+    (job,) = repository.plan("toy/plain")
+    runner.run([job])
+    before = repository.files()
+    results, notebook = job.output("results", ".json"), job.output("notebooks", ".ipynb")
+    damages: list[tuple[Path, Callable[[Path], None]]] = [
+        *((results, damage) for damage in (truncate, change_number, Path.unlink)),
+        *((notebook, damage) for damage in (truncate, Path.unlink)),
+    ]
+    for path, damage in damages:
+        intact = path.read_bytes()
+        damage(path)
+        assert runner.up_to_date(job) is None
+        path.write_bytes(intact)
+        assert runner.up_to_date(job) is not None
+    truncate(results)
+    notebook.unlink()
+    assert [o.status for o in runner.run([job])] == ["done"]
+    assert repository.files() == before
+    assert len(repository.kernels()) == 2
+
+
+def test_a_change_leads_to_a_new_run(repository: Repository) -> None:
+    repository.run("toy/plain")
+    repository.edit(repository.source("toy/plain"), "steps = 2", "steps = 1")
+    assert [o.status for o in repository.run("toy/plain")] == ["done"]
+    assert repository.results("toy/plain")["data"]["x"]["arrays"] == {"t": [0]}
+
+
+# --- kill, interrupt, two at once ----------------------------------------------------------------
+
+
+def slow(repository: Repository) -> dict[str, Any]:
+    """Make the plain notebooks slow enough to be killed; what an undisturbed run writes."""
+    for name in ("toy/plain", "other/plain"):
+        repository.edit(repository.source(name), "steps = 2", "steps = 12")
+    repository.source("toy/recorded").unlink()
+    undisturbed = repository.root / "undisturbed"
+    assert runner.exit_code(repository.run(out=undisturbed)) == 0
+    (repository.root / "log.txt").unlink()
+    return repository.files(undisturbed)
+
+
+def test_kill_at_any_moment_then_again(repository: Repository) -> None:
+    expected = slow(repository)
+    quick = {"start_new_session": True}
+    moments: list[Callable[[], object]] = [
+        lambda: list((repository.out / ".work").rglob("*.lock")),  # before any kernel
+        lambda: len(repository.kernels()) >= 2,  # in the middle of two notebooks
+        lambda: list(repository.out.rglob("plain.ipynb")),  # about when the results are moved
+    ]
+    for moment in moments:
+        process = repository.command("--jobs", "2", **quick)
+        wait_until(moment)
+        process.kill()
+        process.communicate()
+        for name, content in repository.files().items():
+            if name.startswith(("notebooks/", "results/")):
+                assert content == expected[name]  # nothing half-written
+        pids = [int(pid) for _, pid in repository.kernels()]
+        wait_until(partial(none_running, pids), 5)
+    process = repository.command("--jobs", "2", **quick)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "")
+    assert repository.files() == expected
+
+
+@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])
+def test_interrupt(repository: Repository, number: signal.Signals, jobs: str) -> None:
+    for name in ("toy/plain", "other/plain"):
+        repository.edit(repository.source(name), "steps = 2", "steps = 300")
+    repository.source("toy/recorded").unlink()
+    process = repository.command("--jobs", jobs)
+    wait_until(lambda: len(repository.kernels()) == int(jobs))
+    process.send_signal(number)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (130, "fabook: interrupted\n")
+    assert len(repository.kernels()) == int(jobs)  # none started afterwards
+    assert not any(running(int(pid)) for _, pid in repository.kernels())
+    assert all(name.endswith(".lock") for name in repository.files())
+
+
+def test_two_runs_at_once(repository: Repository) -> None:
+    expected = slow(repository)
+    both = [repository.command("--jobs", "2") for _ in range(2)]
+    for process in both:
+        _, error = process.communicate(timeout=60)
+        assert (process.returncode, error) == (0, "")
+    assert sorted(name for name, _ in repository.kernels()) == ["other/plain", "toy/plain"]
+    assert repository.files() == expected
+
+
+def test_remains_of_killed_runs_are_removed(repository: Repository) -> None:
+    repository.run("toy/plain")
+    (job,) = repository.plan("toy/plain")
+    remains = [job.output(".work", f".1-2{suffix}") for suffix in (".json", ".ipynb")]
+    for path in remains:
+        path.write_text("half", encoding="utf-8")
+    repository.run("other/plain")
+    assert not any(path.exists() for path in remains)
+
+
+# --- requests that are refused -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["toy/recordet"], "unknown notebook 'toy/recordet'; did you mean 'toy/recorded'?"),
+        (["nothing"], "(allowed: other, toy, other/plain, toy/plain, toy/recorded)"),
+        (["--preset", "fast"], "unknown preset 'fast' (allowed: quick, paper)"),
+        (["--device", "gpu"], "unknown device 'gpu'; did you mean 'cpu'?"),
+        (["toy/recorded", "-p", "rat=1"], "has no parameter 'rat'; did you mean 'rate'?"),
+        (["toy", "-p", "rate=1"], "toy/plain has no parameter 'rate'"),
+        (["toy/recorded", "-p", "preset=paper"], "give 'preset' as --preset"),
+        (["toy/recorded", "-p", "rate"], "a parameter is given as -p key=value, got 'rate'"),
+        (["toy/recorded", "-p", "rate=x"], "'rate' must be a finite number such as 0.01, got 'x'"),
+        (["toy/recorded", "-p", "rate=1e999"], "'rate' must be a finite number"),
+        (["toy/recorded", "-p", "rate=True"], "'rate' must be a finite number"),
+        (["toy/recorded", "-p", "seed=1.0"], "'seed' must be an integer such as 0, got '1.0'"),
+        (["toy/recorded", "-p", "seed=true"], "'seed' must be an integer"),
+        (["toy/recorded", "-p", "flag=1"], "'flag' must be true or false such as False"),
+        (["toy/recorded", "-p", "rule=bp"], "'rule' is one of fa, dfa; got 'bp'"),
+        (["toy/recorded", "-p", "widths=3"], "'widths' must be a list such as [3, 4], got '3'"),
+        (["toy/recorded", "-p", "widths=[3, 'a']"], "'widths' must be a list"),
+        (["--scheduler", "tcp://127.0.0.1:9"], "no Dask scheduler answers at"),
+    ],
+)
+def test_refused(
+    repository: Repository,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner, "SCHEDULER_TIMEOUT", 0.5)
+    assert cli.main(["run", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert repository.kernels() == []
+    assert not (repository.out / "results").exists()
+
+
+def test_device_must_exist(repository: Repository, capsys: pytest.CaptureFixture[str]) -> None:
+    cuda = claims.cuda_available()
+    assert cli.main(["run", "toy/plain", "--device", "cuda"]) == (0 if cuda else 2)
+    assert ("'cuda' is not available here" in capsys.readouterr().err) is not cuda
+
+
+def test_broken_claims_are_refused(
+    repository: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository.edit(repository.root / "book" / "claims.toml", "comparison", "comparisn")
+    assert cli.main(["run"]) == 2
+    assert "did you mean 'comparison'?" in capsys.readouterr().err
+
+
+def test_notebook_without_parameters_is_refused(repository: Repository) -> None:
+    repository.edit(repository.source("toy/plain"), "[parameters]", "[other]")
+    with pytest.raises(runner.UsageError, match="no cell with the tag 'parameters'"):
+        repository.plan()
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("3", 0, 3),
+        ("3", 0.5, 3.0),
+        ("1e-3", 0.5, 0.001),
+        ("true", False, True),
+        ("False", True, False),
+        ("3", "x", "3"),
+        ("[1, 2, 3]", [0], [1, 2, 3]),
+        ("[1, 2]", [0.5], [1, 2]),
+        ("none", None, None),
+        ("7", None, 7),
+        (4, 0.5, 4.0),
+    ],
+)
+def test_values_take_the_type_of_the_default(text: Any, default: Any, value: Any) -> None:
+    found = runner.convert(text, "p", runner.Parameter(default))
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["{1, 2}", "1e999", "b'x'"])
+def test_values_must_fit_into_the_results(text: str) -> None:
+    with pytest.raises(runner.UsageError, match="parameter 'p' cannot be"):
+        runner.convert(text, "p", runner.Parameter(None))
+
+
+def test_parameters_are_read_from_the_cell() -> None:
+    cell = 'a = -1\nb = "x"  # one of: x, y z\nc = {"k": (1, 2)}  # free\n# a comment = 3\n'
+    assert runner.parameters(cell) == {
+        "a": runner.Parameter(-1),
+        "b": runner.Parameter("x", ("x", "y z")),
+        "c": runner.Parameter({"k": (1, 2)}),
+    }
+
+
+def test_a_paper_stands_for_its_notebooks(repository: Repository) -> None:
+    names = [notebook.name for notebook in runner.select(repository.root, ["toy", "toy/plain"])]
+    assert names == ["toy/plain", "toy/recorded"]
+    (repository.root / "notebooks" / "toy" / "index.md").write_text("# A page\n")
+    assert len(runner.notebooks(repository.root)) == 3
+
+
+# --- a cluster -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scheduler(repository: Repository) -> Iterator[str]:
+    """The address of a Dask scheduler in a process of its own, with one worker."""
+    code = (
+        "from distributed import LocalCluster\n"
+        "import sys\n"
+        "with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, protocol='tcp',"
+        " dashboard_address=None, host='127.0.0.1') as cluster:\n"
+        "    print(cluster.scheduler_address, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as cluster:
+        assert cluster.stdout is not None
+        yield cluster.stdout.readline().strip()
+        cluster.communicate()
+
+
+def test_scheduler(repository: Repository, scheduler: str) -> None:
+    process = repository.command("toy/plain", "other/plain", "--scheduler", scheduler)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "")
+    assert output.count("min") == 2
+    assert {int(pid) for _, pid in repository.kernels()}
+    before = repository.files()
+    assert [o.status for o in repository.run("toy/plain", "other/plain")] == ["cached"] * 2
+    assert repository.files() == before
+    assert os.environ["FABOOK_ROOT"] == str(repository.root)
