@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .networks import choose
-from .rules import BP, BRSF, DFA, DRTP, FA, FRSF, USF, KolenPollack, Loss, Rule, Shallow
+from .rules import BP, BRSF, DFA, DRTP, FA, FRSF, USF, KolenPollack, Loss, Rule, Shallow, _gradient
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,29 @@ def cosine(a: Tensor, b: Tensor, dim: int | None = None) -> Tensor:
     a, b = a.detach().double(), b.detach().double()
     if dim is None:
         a, b, dim = a.flatten(), b.flatten(), 0
-    # each is brought to length one before the product, which then cannot under- or overflow
-    a = a / torch.linalg.vector_norm(a, dim=dim, keepdim=True)
-    b = b / torch.linalg.vector_norm(b, dim=dim, keepdim=True)
-    return (a * b).sum(dim).clamp(-1.0, 1.0)
+    return (_direction(a, dim) * _direction(b, dim)).sum(dim).clamp(-1.0, 1.0)
+
+
+def _direction(a: Tensor, dim: int) -> Tensor:
+    """Vectors of length one; largest entries go first, so that no square under- or overflows."""
+    if a.shape[dim] == 0:
+        return a
+    a = a / a.abs().amax(dim, keepdim=True)
+    return a / torch.linalg.vector_norm(a, dim=dim, keepdim=True)
 
 
 @contextmanager
 def unchanged(rule: Rule) -> Iterator[None]:
     """Restore the network's buffers (running statistics) and the random state afterwards."""
     kept = [(b, b.clone()) for b in rule.net.buffers()]
-    with torch.random.fork_rng():
-        yield
-    with torch.no_grad():
-        for buffer, before in kept:
-            buffer.copy_(before)
+    cuda = {p.device.index for p in rule.net.parameters() if p.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in kept:
+                buffer.copy_(before)
 
 
 def gradient_alignment(
@@ -136,14 +144,16 @@ def network_alignment(
     return _cosine_of_all([(ours[name], true[name]) for name in rule.layers])
 
 
+@torch.no_grad()
 def _weight_gradients(
     rule: Rule, x: Tensor, target: Tensor, loss: Loss, reduction: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The rule's and the true gradient of each weight matrix, frozen ones included."""
     found = []
     for each in (rule, BP(rule.net)):
         with unchanged(rule):
-            grads = each.gradients(x, target, loss=loss, reduction=reduction)
-        found.append({name: grads[f"{name}.weight"] for name in rule.layers})
+            signals = each._start(x, target, loss, reduction)[1]
+            found.append({s.name: _gradient(s, "weight", None) for s in signals if s.grads is None})
     return found[0], found[1]
 
 
@@ -190,6 +200,8 @@ def gradient_alignment_per_sample(
             signals.append(_hidden_signals(each, x, target, loss, at))
     ours, true = signals
     per_sample = {name: cosine(ours[name], true[name], dim=1) for name in ours}
+    if not ours:
+        return Alignment({}, float("nan"))
     everything = cosine(torch.cat(list(ours.values()), 1), torch.cat(list(true.values()), 1), dim=1)
     return Alignment(
         {name: float(c.nanmean()) for name, c in per_sample.items()},

@@ -101,8 +101,8 @@ class _ByAutograd:
     def __init__(self, module: nn.Module, x: Tensor) -> None:
         with torch.enable_grad():
             self.leaf = x.detach().requires_grad_()
-            entry = self.leaf.clone() if getattr(module, "inplace", False) else self.leaf
-            self.output = module(entry)
+            inplace = any(getattr(m, "inplace", False) for m in module.modules())
+            self.output = module(self.leaf.clone() if inplace else self.leaf)
         named = module.named_parameters(recurse=True)
         self.params = {k: p for k, p in named if p.requires_grad}
 
@@ -114,7 +114,7 @@ class _ByAutograd:
         return grads[0], dict(zip(self.params, grads[1:], strict=True))
 
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def _flat(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -139,14 +139,31 @@ def _refuse(name: str, module: nn.Module, why: str) -> UnsupportedModule:
     )
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _check_all(net: nn.Module) -> None:
+    """Refuse what would be passed over silently, in containers too."""
+    for name, module in net.named_modules():
+        if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
+            raise _refuse(name, module, "is not initialised: run the network once")
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            raise _refuse(name, module, "has hooks, which would not run")
+        if nn.utils.parametrize.is_parametrized(module):
+            raise _refuse(name, module, "has no plain weight: it is parametrised")
+
+
+def _check_shared(stack: Sequence[tuple[str, nn.Module]]) -> None:
+    owners: dict[int, str] = {}
+    for name, module in stack:
+        for parameter in module.parameters():
+            first = owners.setdefault(id(parameter), name)
+            if first != name:
+                raise _refuse(name, module, f"shares a parameter with module {first!r}")
+
+
 def _check(name: str, module: nn.Module) -> None:
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        raise _refuse(name, module, "has hooks, which would not run")
     if _is_weight_layer(module):
-        if not isinstance(module._parameters.get("weight"), nn.Parameter) or isinstance(
-            module.weight, nn.parameter.UninitializedParameter
-        ):
-            raise _refuse(name, module, "has no plain weight (parametrised or not initialised)")
         if isinstance(module, nn.Conv2d):
             _padding(name, module)
         return
@@ -192,6 +209,12 @@ def _find_onednn() -> Callable[..., Tensor] | None:
 _onednn = _find_onednn()
 
 
+def _conv(layer: nn.Module, x: Tensor) -> Tensor:
+    if x.ndim != 4:
+        raise ValueError(f"Conv2d takes (batch, channels, height, width); got {tuple(x.shape)}")
+    return layer(x)
+
+
 def _pull_weight(layer: nn.Module, weight: Tensor, error: Tensor, h: Tensor) -> Tensor:
     """The layer's error at its input, W^T delta, with ``weight`` in the place of W."""
     if isinstance(layer, nn.Conv2d):
@@ -213,7 +236,7 @@ def _gradient(s: Signal, key: str, out: Tensor | None) -> Tensor:
         return s.grads[key]
     if isinstance(s.module, nn.Conv2d):
         if key == "bias":
-            return s.error.sum((-1, -2)) if s.error.ndim == 3 else s.error.sum((0, -1, -2))
+            return s.error.sum((0, 2, 3))
         m = s.module
         args = (m.stride, _padding(s.name, m), m.dilation, m.groups)
         return nn_grad.conv2d_weight(s.input, m.weight.shape, s.error, *args)
@@ -229,7 +252,7 @@ def _parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _buffer_name(layer: str) -> str:
-    return "feedback_" + layer.replace(".", "_")
+    return "feedback_" + layer.replace(".", "/")  # buffers' names have no dots
 
 
 # --- the loss ------------------------------------------------------------------------------------
@@ -276,7 +299,7 @@ def output_error(
                 f"mse needs a target of the output's shape {tuple(output.shape)}; "
                 f"got {tuple(target.shape)}"
             )
-        error = output - target
+        error = output - target.to(output.dtype)
         scale = 1.0 / error.numel() if reduction == "mean" else 1.0
         flat = error.reshape(-1)
         return torch.dot(flat, flat) * scale, error.mul_(2 * scale)
@@ -340,9 +363,11 @@ class Rule(nn.Module):
     ) -> None:
         super().__init__()
         object.__setattr__(self, "net", net)  # a reference: not a submodule, not in state_dict
+        _check_all(net)
         self._stack = list(_flat("", net))
         for name, module in self._stack:
             _check(name, module)
+        _check_shared(self._stack)
         weights = [(n, m) for n, m in self._stack if _is_weight_layer(m)]
         if not weights:
             raise UnsupportedModule("the network has no nn.Linear or nn.Conv2d layer")
@@ -351,16 +376,9 @@ class Rule(nn.Module):
                 break
             if any(True for _ in module.parameters()):
                 raise _refuse(name, module, "has parameters below the first weight layer")
-        tensors = [id(m.weight) for _, m in weights]
-        for (name, module), seen in zip(weights, tensors, strict=True):
-            if tensors.count(seen) > 1:
-                raise _refuse(name, module, "shares its weight with another layer")
         self.layers = [name for name, _ in weights]
-        self._bottom: Any = weights[0][1]
-        self._top: Any = weights[-1][1]
-        self._above: dict[str, Any] = {
-            name: above for name, (_, above) in zip(self.layers, weights[1:], strict=False)
-        }
+        self._weights: list[Any] = [m for _, m in weights]
+        self._above: dict[str, Any] = dict(zip(self.layers, self._weights[1:], strict=False))
         self._plan = [(n, m, _is_weight_layer(m), _CLOSED.get(type(m))) for n, m in self._stack]
         self._init = choose("init", init or self.default_init, INITS)
         self._scale = scale
@@ -385,6 +403,9 @@ class Rule(nn.Module):
     def _refresh(self) -> None:
         """Called once at the start of every update, never when measuring."""
 
+    def _settle(self) -> None:
+        """Called once at the end of every update, never when measuring."""
+
     @property
     def feedback(self) -> dict[str, Tensor]:
         """Feedback matrices in use, by name of the receiving layer, bottom to top."""
@@ -398,7 +419,7 @@ class Rule(nn.Module):
         for _, module, is_weight_layer, closed in self._plan:
             entry, saved = x, None
             if is_weight_layer:
-                x = _linear(module, x) if isinstance(module, nn.Linear) else module(x)
+                x = _linear(module, x) if isinstance(module, nn.Linear) else _conv(module, x)
             elif closed is not None:
                 x, saved = closed[0](module, x)
             else:
@@ -410,7 +431,7 @@ class Rule(nn.Module):
     def _start(
         self, x: Tensor, target: Tensor, loss: Loss, reduction: str
     ) -> tuple[Tensor, Iterator[Signal]]:
-        weight = self._top.weight
+        weight = self._weights[-1].weight
         home = weight.device, weight.dtype
         for matrix in self._buffers.values():
             if matrix is not None and (matrix.device, matrix.dtype) != home:
@@ -419,11 +440,15 @@ class Rule(nn.Module):
                     f"on {weight.device}: move both, rule.to(...) and net.to(...)"
                 )
         output, tape = self._forward(x)
-        image = isinstance(self._top, nn.Conv2d) and output.ndim >= 3
-        value, error = output_error(
-            output.movedim(-3, -1) if image else output, target, loss, reduction
-        )
-        error = error.movedim(-1, -3) if image else error
+        # maps have their classes on axis 1, as F.cross_entropy has them
+        maps = loss == "cross_entropy" and isinstance(self._weights[-1], nn.Conv2d)
+        if maps and output.ndim > 2:
+            same = target.shape == output.shape
+            target = target.movedim(1, -1) if same else target
+            value, error = output_error(output.movedim(1, -1), target, loss, reduction)
+            error = error.movedim(-1, 1)
+        else:
+            value, error = output_error(output, target, loss, reduction)
         return value, self._walk(error, target, tape, loss, reduction)
 
     def _walk(
@@ -456,7 +481,7 @@ class Rule(nn.Module):
             below = self._send(receivers.pop(), signal, entry, from_top) if receivers else signal
             yield Signal(name, module, signal, entry, incoming, None)
             signal = incoming = below
-            if module is self._bottom:
+            if module is self._weights[0]:
                 return
 
     @torch.no_grad()
@@ -485,7 +510,8 @@ class Rule(nn.Module):
 
         Args:
             x: (batch, ...) inputs.
-            target: see :func:`output_error`.
+            target: see :func:`output_error`; where the top layer is a convolution, the classes of
+                ``cross_entropy`` are on axis 1, as in ``F.cross_entropy``.
             loss, reduction: see :func:`output_error`.
 
         Returns:
@@ -500,6 +526,7 @@ class Rule(nn.Module):
             for key, parameter in _parameters(s.module):
                 if parameter.requires_grad:
                     parameter.grad = _gradient(s, key, parameter.grad)
+        self._settle()
         return value
 
     @torch.no_grad()
@@ -533,6 +560,7 @@ class Rule(nn.Module):
                     parameter.addmm_(_rows(s.error).t(), _rows(s.input), alpha=-lr)
                 else:
                     parameter.sub_(_gradient(s, key, None), alpha=lr)
+        self._settle()
         return value
 
     @torch.no_grad()
@@ -544,11 +572,12 @@ class Rule(nn.Module):
         Nothing is written; ``.grad`` stays as it is.
         """
         found = {
-            f"{s.name}.{key}": _gradient(s, key, None)
+            id(parameter): _gradient(s, key, None)
             for s in self._start(x, target, loss, reduction)[1]
-            for key, _ in _parameters(s.module)
+            for key, parameter in _parameters(s.module)
+            if parameter.requires_grad
         }
-        return {k: found[k] for k, _ in self.net.named_parameters() if k in found}
+        return {k: found[id(p)] for k, p in self.net.named_parameters() if id(p) in found}
 
 
 class BP(Rule):
@@ -588,7 +617,7 @@ class _Transported(Rule):
         feedback: Mapping[str, Tensor] | None,
         transpose: bool = False,
     ) -> None:
-        if feedback is not None and list(feedback) != list(shapes):
+        if feedback is not None and set(feedback) != set(shapes):
             raise ValueError(f"feedback must be given for {list(shapes)}; got {list(feedback)}")
         if feedback is None and generator is None and shapes:
             raise ValueError(
@@ -636,7 +665,7 @@ class FA(_Transported):
 class USF(_Transported):
     r"""Uniform sign-concordant feedback, :math:`B = s\,\mathrm{sign}(W)`.
 
-    :math:`s = \sqrt{2/(	ext{fan-in} + 	ext{fan-out})}` times ``scale``, the root mean square of
+    :math:`s = \sqrt{2/(\text{fan-in} + \text{fan-out})}` times ``scale``, the root mean square of
     Xavier weights (Liao, Leibo & Poggio 2016; the factor as in BioTorch).
     """
 
@@ -712,7 +741,7 @@ class KolenPollack(_Transported):
         for name, above in self._above.items():
             self._buffer(name).sub_(above.weight.detach())
 
-    def _refresh(self) -> None:
+    def _settle(self) -> None:
         if self._decay:
             for name in self._above:
                 self._buffer(name).mul_(1 - self._decay)
@@ -733,10 +762,10 @@ class DFA(_Transported):
     """
 
     def _draw(self, generator: Generator | None, feedback: Mapping[str, Tensor] | None) -> None:
-        n_top = self._top.weight.shape[0]
-        if isinstance(self._top, nn.Conv2d):
+        n_top = self._weights[-1].weight.shape[0]
+        if isinstance(self._weights[-1], nn.Conv2d):
             raise _refuse(
-                self.layers[-1], self._top, "is a convolution at the top of a direct rule"
+                self.layers[-1], self._weights[-1], "is a convolution at the top of a direct rule"
             )
         shapes = {name: (size, n_top) for name, size in self._sizes().items()}
         self._register(shapes, generator, feedback, transpose=True)
@@ -758,12 +787,17 @@ class DFA(_Transported):
         assert self._input_shape is not None
         sizes: dict[str, int] = {}
         receivers = list(self._above)
-        x = torch.zeros(1, *self._input_shape, device="meta", dtype=self._top.weight.dtype)
+        x = torch.zeros(1, *self._input_shape, device="meta", dtype=self._weights[-1].weight.dtype)
         with torch.no_grad():
             for _, module in self._stack:
-                if _is_weight_layer(module) and module is not self._bottom:
+                if _is_weight_layer(module) and module is not self._weights[0]:
                     sizes[receivers.pop(0)] = x[0].numel()
-                x = copy.deepcopy(module).to("meta").eval()(x)
+                try:
+                    x = copy.deepcopy(module).to("meta").eval()(x)
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"input_shape {tuple(self._input_shape)} does not fit: {error}"
+                    ) from None
         return sizes
 
     def _send(self, name: str, delta: Tensor, h: Tensor, top: Tensor) -> Tensor:
@@ -787,7 +821,7 @@ class DRTP(DFA):
     def _sent_from_top(self, error: Tensor, target: Tensor, loss: Loss, reduction: str) -> Tensor:
         if callable(loss):
             raise ValueError(f"DRTP needs a loss by name, one of {', '.join(LOSSES)}")
-        if not target.is_floating_point():
+        if loss == "cross_entropy" and not target.is_floating_point():
             target = F.one_hot(target.long(), error.shape[-1]).to(error)
         samples = target.numel() if loss == "mse" else target.numel() // target.shape[-1]
         factor = 2.0 if loss == "mse" else 1.0
