@@ -426,10 +426,13 @@ _kernels = _Kernels()
 
 def _kernel_environment(job: Job, result_file: Path) -> dict[str, str]:
     threads = os.environ.get(THREADS[0], "1")
+    data = os.environ.get("FABOOK_DATA")  # kernels start elsewhere: a relative path would not hold
     return (
         os.environ
         | {name: os.environ.get(name, threads) for name in THREADS}
+        | ({"FABOOK_DATA": str(Path(data).absolute())} if data else {})
         | {
+            "TQDM_DISABLE": "1",
             "PYTHONHASHSEED": "0",
             "FABOOK_ROOT": job.root,
             "FABOOK_RESULT_FILE": str(result_file),

@@ -1,0 +1,26 @@
+"""Check that every claim has the verdict that the registry expects, in both presets.
+
+Quick results are those of this build; paper results are the committed ones.
+"""
+
+import sys
+
+from fabook import claims
+
+ROOT = claims.find_root()
+
+
+def main() -> int:
+    registry, wrong, rows = claims.load(ROOT), 0, []
+    for preset, out in (("quick", ROOT / "_build"), ("paper", ROOT / "book" / "results" / "none")):
+        rows += claims.scorecard(ROOT, out, presets=(preset,))
+    for row in rows:
+        expected = registry[row["id"]].expects(row["preset"])
+        note = "" if row["verdict"] == expected else f"  <-- expected: {expected}"
+        wrong += bool(note)
+        print(f"{row['preset']}  {row['verdict']:<15} {row['id']}{note}")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+# Two commands: `make book` builds the site, `make test` checks everything. Each works on its own.
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PORT ?= 8000
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CHECKS := _build/checks
+
+# One thread per process, as several run side by side.
+export OMP_NUM_THREADS = 1
+export MKL_NUM_THREADS = 1
+export OPENBLAS_NUM_THREADS = 1
+
+# $(call stage,NAME,COMMAND) runs a stage, says what it took and stops at a failure.
+stage = @echo "==> $(1)"; start=$$(date +%s); \
+	( $(2) ) || { echo "==> $(1): failed after $$(( $$(date +%s) - start )) s"; exit 1; }; \
+	echo "==> $(1): $$(( $$(date +%s) - start )) s"
+pytest = $(BIN)/pytest -q --junitxml=$(CHECKS)/$(1).xml
+
+.NOTPARALLEL:
+.PHONY: help install book test fresh lint types unit quick claims nbval site browser paper readme bench serve clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS) PORT=$(PORT)"
+
+install: $(STAMP) ## Make the virtual environment with the versions in constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "constraints.txt needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
+	$(call stage,virtual environment,$(PYTHON) -m venv $(VENV))
+	$(call stage,install,$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book$(comma)test]")
+	@touch $@
+
+comma := ,
+
+book: quick ## Run every notebook's quick preset and build the site in _build/html
+	$(call stage,site,$(BIN)/fabook build)
+	@echo "The site: $(CURDIR)/_build/html/index.html (make serve shows it)"
+
+test: fresh lint types unit browser claims nbval site ## Run every check, cheap ones first
+	@$(BIN)/python .ci/total.py $(CHECKS)
+
+fresh:
+	@rm -rf $(CHECKS)
+
+lint: $(STAMP) ## Lint and format check, notebooks' code cells included
+	$(call stage,ruff check,$(BIN)/ruff check .)
+	$(call stage,ruff format,$(BIN)/ruff format --check .)
+	$(call stage,notebooks,$(call pytest,notebooks) tests/test_notebooks.py)
+
+types: $(STAMP)
+	$(call stage,mypy,$(BIN)/mypy)
+
+unit: $(STAMP)
+	$(call stage,doctests,$(call pytest,doctests) --doctest-modules fabook)
+	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/test_notebooks.py --ignore=tests/test_site.py)
+
+quick: $(STAMP)
+	$(call stage,quick preset,$(BIN)/fabook run --preset quick --jobs $(JOBS))
+
+# A second run of the same notebooks must print the same text. It works on a copy.
+nbval: quick
+	@rm -rf $(CHECKS)/quick; cd notebooks && find . -name '*.md' | while read -r source; do \
+	copy=../$(CHECKS)/quick/$${source%.md}.ipynb; mkdir -p "$${copy%/*}"; \
+	cp "../_build/notebooks/quick/$${source%.md}.ipynb" "$$copy" || exit 1; done
+	$(call stage,nbval,TQDM_DISABLE=1 $(call pytest,nbval) --nbval --nbval-current-env -n $(JOBS) --dist loadfile $(CHECKS)/quick)
+
+claims: quick
+	$(call stage,claims,$(BIN)/python .ci/verdicts.py)
+
+site: quick browser
+	$(call stage,site,$(BIN)/fabook build)
+	$(call stage,site in a browser,$(call pytest,site) tests/test_site.py)
+
+browser:
+	@if { command -v chromium || command -v google-chrome; } >/dev/null \
+	&& command -v chromedriver >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then root=; elif sudo -n true 2>/dev/null; then root="sudo -n"; else root=none; fi; \
+	if [ "$$root" = none ] || ! command -v apt-get >/dev/null; then \
+	echo "make test needs chromium and chromedriver on the PATH."; \
+	echo "Debian: apt-get install chromium chromium-driver (as root), then again."; exit 1; fi; \
+	echo "==> browser: chromium, chromium-driver"; \
+	$$root apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends chromium chromium-driver
+
+paper: $(STAMP) ## Run every notebook's paper preset: hours, and real data
+	$(call stage,paper preset,$(BIN)/fabook run --preset paper --jobs $(JOBS))
+
+readme: $(STAMP) ## Rewrite the README's scorecard from the committed results
+	@$(BIN)/python .ci/readme.py
+
+bench: $(STAMP) ## Measure the speed of rules, online learning and import
+	@$(BIN)/python tests/bench.py
+
+serve: ## Show the built site on localhost
+	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+clean: ## Remove what was built; the virtual environment stays
+	rm -rf _build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,250 @@
+"""House style of every figure: theory is a line, simulation is points or a band.
+
+A rule keeps its colour, marker and line style throughout the book. The colours stay apart for
+readers with deuteranopia or protanopia, and markers and line styles tell rules apart in print.
+Matplotlib and seaborn are imported when a figure is drawn, not with the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+RULE_COLOURS = {
+    "BP": "#000000",
+    "FA": "#0062D0",
+    "DFA": "#C0392B",
+    "uSF": "#00AA64",
+    "frSF": "#3F9EE0",
+    "brSF": "#CD8A00",
+    "KP": "#6D4084",
+    "Shallow": "#81818D",
+    "DRTP": "#4A2400",
+}
+RULE_MARKERS = dict(zip(RULE_COLOURS, "os^Dv<>XP"))
+RULE_LINES: dict[str, Any] = {
+    "BP": "-",
+    "FA": "--",
+    "DFA": "-.",
+    "uSF": ":",
+    "frSF": (0, (6, 1.5)),
+    "brSF": (0, (4, 1, 1, 1, 1, 1)),
+    "KP": (0, (1, 1)),
+    "Shallow": (0, (2, 2)),
+    "DRTP": (0, (8, 2, 2, 2)),
+}
+_LABELS = {name.lower(): name for name in RULE_COLOURS} | {"kolenpollack": "KP"}
+_TEXT = 11.0
+
+
+def rule_style(rule: str) -> dict[str, Any]:
+    """Return the ``label``, ``color``, ``marker`` and ``linestyle`` of a rule.
+
+    Args:
+        rule: a rule's label or class name, in any case.
+
+    Raises:
+        ValueError: if no rule has that name.
+
+    Example:
+        >>> rule_style("KolenPollack")["label"]
+        'KP'
+    """
+    label = _LABELS.get(rule.lower())
+    if label is None:
+        raise ValueError(f"unknown rule {rule!r}; choose one of {', '.join(RULE_COLOURS)}")
+    return {
+        "label": label,
+        "color": RULE_COLOURS[label],
+        "marker": RULE_MARKERS[label],
+        "linestyle": RULE_LINES[label],
+    }
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """House style as a context manager or decorator; matplotlib's settings return afterwards.
+
+    Sizes suit a page 7.2 inches wide and stay readable at a phone's width. The background is white,
+    also on a dark page, and saved files carry nothing that changes from run to run.
+    """
+    import matplotlib as mpl
+    import seaborn as sns
+    from cycler import cycler
+
+    text = dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), _TEXT)
+    small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), _TEXT - 1)
+    house = {
+        "axes.grid": True,
+        "axes.prop_cycle": cycler(color=list(RULE_COLOURS.values())),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.constrained_layout.use": True,
+        "figure.dpi": 144,
+        "figure.facecolor": "white",
+        "grid.alpha": 0.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "savefig.dpi": 144,
+        "savefig.facecolor": "white",
+        "svg.hashsalt": "fabook",
+    }
+    seaborn_look = sns.axes_style("ticks") | sns.plotting_context("notebook")
+    with mpl.rc_context(seaborn_look | text | small | house):
+        yield
+
+
+def figure(
+    rows: int = 1, cols: int = 1, *, height: float = 3.2, width: float = 7.2, **options: Any
+) -> tuple[Figure, Any]:
+    """Return a figure and its axes in house style, as ``plt.subplots`` does.
+
+    Args:
+        rows: panels from top to bottom.
+        cols: panels from left to right.
+        height: inches per row.
+        width: inches of the whole figure.
+        options: further options of ``plt.subplots``, such as ``sharey``.
+    """
+    import matplotlib.pyplot as plt
+
+    # The first figure sets up a notebook's backend, which turns interactive drawing on. Were that
+    # inside the style, leaving it would turn drawing off and later figures would not show.
+    if not plt.get_fignums():
+        plt.switch_backend(plt.get_backend())
+    with style():
+        fig, axes = plt.subplots(rows, cols, figsize=(width, height * rows), **options)
+        for ax in np.ravel(np.asarray(axes)):
+            # Ticks are made when the figure is drawn, outside the style: fix their look now.
+            ax.tick_params(which="both", labelsize=_TEXT - 1, width=1.0, length=4)
+    return fig, axes
+
+
+def theory_line(
+    ax: Axes, x: ArrayLike, y: ArrayLike, *, rule: str | None = None, **look: Any
+) -> Any:
+    """Draw a prediction as a line without markers, black unless a rule gives the colour."""
+    base: dict[str, Any] = {"color": "black", "linestyle": "-", "label": "theory"}
+    if rule is not None:
+        base |= rule_style(rule) | {"label": f"{rule_style(rule)['label']}, theory"}
+    return ax.plot(x, y, **(base | {"marker": "", "linewidth": 1.8, "zorder": 3} | look))[0]
+
+
+def points(
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    error: ArrayLike | None = None,
+    rule: str | None = None,
+    **look: Any,
+) -> Any:
+    """Draw simulation as hollow points, with bars of half-height ``error`` where it is given."""
+    base: dict[str, Any] = {"color": "black", "marker": "o", "label": "simulation"}
+    if rule is not None:
+        base |= rule_style(rule)
+    base |= {"linestyle": "none", "markerfacecolor": "white", "markersize": 5.5, "zorder": 4}
+    return ax.errorbar(x, y, yerr=error, **(base | {"elinewidth": 1.2, "capsize": 2} | look))
+
+
+def band_edges(
+    runs: ArrayLike, *, kind: Literal["range", "95%"] = "range"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and upper edge of a band over seeds.
+
+    ``"range"`` spans minimum to maximum; ``"95%"`` is Student's interval of the mean,
+    :math:`\\bar{y} \\pm t_{0.975, n-1} s / \\sqrt{n}`.
+
+    Args:
+        runs: ``(n_seeds, n_points)``.
+        kind: ``"range"`` or ``"95%"``.
+
+    Raises:
+        ValueError: if ``kind`` is another word.
+
+    Example:
+        >>> low, high = band_edges([[1.0, 2.0], [3.0, 2.0], [2.0, 5.0]])
+        >>> low.tolist(), high.tolist()
+        ([1.0, 2.0], [3.0, 5.0])
+    """
+    y = np.asarray(runs, dtype=float)
+    if kind == "range":
+        return y.min(axis=0), y.max(axis=0)
+    if kind != "95%":
+        raise ValueError(f"unknown kind of band {kind!r}; choose 'range' or '95%'")
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(y) - 1) * y.std(axis=0, ddof=1) / np.sqrt(len(y))
+    return y.mean(axis=0) - half, y.mean(axis=0) + half
+
+
+def band(
+    ax: Axes,
+    x: ArrayLike,
+    runs: ArrayLike,
+    *,
+    rule: str | None = None,
+    kind: Literal["range", "95%"] = "range",
+    **look: Any,
+) -> Any:
+    """Draw the mean over seeds with a band; fewer than three seeds are drawn one by one.
+
+    A run that is not a number leaves a gap. Returns the line that carries the label.
+
+    Args:
+        ax: axes to draw on.
+        x: ``(n_points,)``.
+        runs: ``(n_seeds, n_points)``, or ``(n_points,)`` for a single run.
+        rule: rule whose colour and line style are used.
+        kind: see :func:`band_edges`.
+        look: further options of ``ax.plot``.
+    """
+    y = np.atleast_2d(np.asarray(runs, dtype=float))
+    base: dict[str, Any] = rule_style(rule) if rule is not None else {"color": "black"}
+    base |= {"marker": "", "linewidth": 1.8} | look
+    if len(y) < 3:
+        first, *rest = (ax.plot(x, row, **base)[0] for row in y)
+        for line in rest:
+            line.set_label("_nolegend_")
+        return first
+    low, high = band_edges(y, kind=kind)
+    line = ax.plot(x, y.mean(axis=0), **base)[0]
+    ax.fill_between(np.asarray(x), low, high, color=line.get_color(), alpha=0.22, linewidth=0)
+    return line
+
+
+def paper_value(
+    ax: Axes, y: float, *, x: float | None = None, label: str = "paper", **look: Any
+) -> Any:
+    """Mark the paper's number: a star at ``(x, y)``, or a level across the axes without ``x``."""
+    if x is None:
+        level: dict[str, Any] = {
+            "color": "0.25",
+            "linestyle": (0, (2, 2)),
+            "linewidth": 1.4,
+            "zorder": 1,
+        }
+        return ax.axhline(y, label=label, **(level | look))
+    star: dict[str, Any] = {
+        "color": "0.25",
+        "marker": "*",
+        "markersize": 13,
+        "linestyle": "none",
+        "zorder": 5,
+    }
+    return ax.plot([x], [y], label=label, **(star | look))[0]
+
+
+def legend(ax: Axes, **options: Any) -> Any:
+    """Add a legend that names every label once."""
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    look = {"fontsize": _TEXT - 1, "frameon": False} | options
+    return ax.legend(list(handles.values()), list(handles), **look)

@@ -1,0 +1,103 @@
+"""Every notebook has the same shape, and leaves models, rules and training to the library."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "notebooks"
+NAMES = sorted(f.relative_to(FOLDER).with_suffix("").as_posix() for f in FOLDER.rglob("*.md"))
+DEFAULTS = {"preset": "quick", "seed": 0, "device": "auto"}
+STEPS = {"backward", "sgd_step", "step", "zero_grad"}
+
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+def read(name: str) -> Any:
+    return jupytext.read(FOLDER / f"{name}.md")
+
+
+def code_cells(name: str) -> list[Any]:
+    return [cell for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def trees(name: str) -> list[ast.Module]:
+    return [ast.parse(cell.source) for cell in code_cells(name)]
+
+
+def test_header_names_the_kernel_and_the_format(name: str) -> None:
+    header = read(name).metadata
+    assert header["kernelspec"]["name"] == "python3"
+    assert header["kernelspec"]["language"] == "python"
+    assert header["jupytext"]["text_representation"]["format_name"] == "myst"
+
+
+def test_first_code_cell_holds_the_parameters(name: str) -> None:
+    cell = code_cells(name)[0]
+    assert "parameters" in cell.metadata.get("tags", [])
+    nodes = ast.parse(cell.source).body
+    assert all(isinstance(node, ast.Assign) for node in nodes), "assignments only"
+    pairs = [(ast.unparse(node.targets[0]), ast.literal_eval(node.value)) for node in nodes]
+    assert pairs[:3] == list(DEFAULTS.items())
+
+
+def test_run_is_started_under_its_own_name_and_saved_last(name: str) -> None:
+    sources = [cell.source for cell in code_cells(name)]
+    started = [m for s in sources for m in re.findall(r'claims\.start\(\s*"([^"]+)"', s)]
+    assert started == [name]
+    assert "run.save()" in sources[-1]
+
+
+def test_every_registered_claim_is_judged(name: str) -> None:
+    from fabook import claims
+
+    registered = {claim.id for claim in claims.load(ROOT).values() if claim.notebook == name}
+    source = "\n".join(cell.source for cell in code_cells(name))
+    assert registered
+    assert set(re.findall(r'run\.claim\(\s*"([^"]+)"', source)) == registered
+
+
+def test_figures_have_captions_and_alternative_text(name: str) -> None:
+    cells = [cell for cell in code_cells(name) if "mystnb" in cell.metadata]
+    shown = [c.metadata["mystnb"] for c in cells if {"image", "figure"} & set(c.metadata["mystnb"])]
+    assert shown
+    for options in shown:
+        assert len(options["image"]["alt"].split()) >= 5
+        assert options["figure"]["caption"].strip()
+        assert options["figure"]["name"].startswith("fig-")
+    names = [options["figure"]["name"] for options in shown]
+    assert len(set(names)) == len(names)
+
+
+def test_no_notebook_defines_a_model_or_a_training_loop(name: str) -> None:
+    nodes = [node for tree in trees(name) for node in ast.walk(tree)]
+    assert not [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    loops = [node for node in nodes if isinstance(node, (ast.For, ast.While))]
+    called = {
+        inner.func.attr
+        for loop in loops
+        for inner in ast.walk(loop)
+        if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute)
+    }
+    assert not called & STEPS, "training loops live in fabook.training and fabook.online"
+
+
+def test_no_cell_ends_with_a_semicolon(name: str) -> None:
+    # It hides a value in Jupyter, but not where cells run without history, as under nbval.
+    assert not [cell.source for cell in code_cells(name) if cell.source.rstrip().endswith(";")]
+
+
+def test_code_cells_pass_ruff(name: str, tmp_path: Path) -> None:
+    script = tmp_path / f"{Path(name).name}.nb.py"
+    script.write_text("\n\n# %%\n".join(cell.source for cell in code_cells(name)) + "\n")
+    command = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml")]
+    run = subprocess.run([*command, str(script)], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout

@@ -1,0 +1,173 @@
+"""What is packaged and tracked agrees with itself, and names nothing that it must not name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import fabook
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA_SUFFIXES = {".npz", ".npy", ".pt", ".pth", ".pkl", ".gz", ".zip", ".bz2", ".xz", ".h5"}
+# Imported where they are used, so that rules, metrics and theory run wherever torch runs.
+LATE = {"dask", "distributed", "joblib", "jupytext", "matplotlib", "nbformat", "pandas"}
+LATE |= {"papermill", "pooch", "scipy", "seaborn", "sklearn", "tqdm"}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().split("\n")
+    pairs = [line.split(";")[0].split("==") for line in lines if line and line[0] != "#"]
+    return {canonicalize_name(name): version.strip() for name, version in pairs}
+
+
+def tracked() -> list[Path]:
+    """The files that git tracks, or would once they are added."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = [ROOT / name for name in names.splitlines()]
+    return [file for file in files if file.is_file()]
+
+
+def texts() -> dict[str, str]:
+    found = {}
+    for file in tracked():
+        raw = file.read_bytes()
+        if b"\0" not in raw:
+            found[file.relative_to(ROOT).as_posix()] = raw.decode()
+    return found
+
+
+def test_version_has_one_source(project: dict[str, Any]) -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["dynamic"] == ["version"]
+    assert metadata.version("fabook") == fabook.__version__ == citation["version"]
+
+
+def test_citation_is_complete(project: dict[str, Any]) -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "license", "abstract"} <= citation.keys()
+    assert project["license"] in citation["license"]
+    assert [a["name"] for a in citation["authors"]] == [a["name"] for a in project["authors"]]
+
+
+def test_licences_are_whole(project: dict[str, Any]) -> None:
+    assert "Permission is hereby granted" in (ROOT / "LICENSE").read_text()
+    text = (ROOT / "LICENSE-CC-BY-4.0").read_text()
+    assert all(f"\nSection {n} -- " in text for n in range(1, 9))
+    assert set(project["license-files"]) == {"LICENSE", "LICENSE-CC-BY-4.0"}
+
+
+def test_constraints_pin_what_pyproject_asks(project: dict[str, Any], pins: dict[str, str]) -> None:
+    extras = {k: v for k, v in project["optional-dependencies"].items() if k != "grading"}
+    wanted = [Requirement(r) for r in sum(extras.values(), project["dependencies"])]
+    for requirement in wanted:
+        if requirement.name == "fabook" or (
+            requirement.marker and not requirement.marker.evaluate()
+        ):
+            continue
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin is not None, f"constraints.txt has no {requirement.name}"
+        assert requirement.specifier.contains(pin, prereleases=True), f"{requirement} against {pin}"
+
+
+def test_constraints_are_plain_exact_versions() -> None:
+    line_of = re.compile(r"[\w.-]+==[\w.]+( *; .*)?|#.*|")
+    lines = (ROOT / "constraints.txt").read_text().split("\n")
+    assert [line for line in lines if not line_of.fullmatch(line)] == []
+
+
+def test_environment_follows_pyproject(project: dict[str, Any]) -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, packages = environment["dependencies"]
+    assert environment["name"] == project["name"]
+    assert pip == "pip"
+    assert SpecifierSet(project["requires-python"]).contains(python.removeprefix("python=") + ".0")
+    assert packages == {"pip": ["--constraint constraints.txt", "--editable .[book,test]"]}
+    assert {"book", "test"} <= project["optional-dependencies"].keys()
+    makefile = (ROOT / "Makefile").read_text()
+    assert '-c constraints.txt -e ".[book$(comma)test]"' in makefile
+
+
+def test_import_needs_torch_and_numpy_only() -> None:
+    def loaded(package: str) -> set[str]:
+        command = [sys.executable, "-c", f"import sys, {package}; print(*sys.modules)"]
+        run = subprocess.run(command, check=True, capture_output=True, text=True)
+        return set(run.stdout.split())
+
+    assert not (loaded("fabook") - loaded("torch")) & LATE
+
+
+def test_the_package_is_typed_and_has_its_command(project: dict[str, Any]) -> None:
+    assert (ROOT / "fabook" / "py.typed").exists()
+    assert project["scripts"] == {"fabook": "fabook.cli:main"}
+
+
+def test_ci_script_can_be_run() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_no_registry_is_named() -> None:
+    hosts = ["pypi" + ".org", "python" + "hosted", "registry." + "npmjs", "ana" + "conda.org"]
+    hosts += ["download.pytorch" + ".org", "conda." + "ana" + "conda"]
+    assert [(name, h) for name, text in texts().items() for h in hosts if h in text] == []
+
+
+def test_no_path_leaves_the_repository() -> None:
+    outside = re.compile(r"(?<![\w.:/>-])/(?:work|home|root|Users|mnt)/|\.\./shared")
+    named = {name for name, text in texts().items() if outside.search(text)}
+    assert named <= {".ci/run", "tests/test_packaging.py"}
+
+
+def test_no_data_is_tracked() -> None:
+    assert [f.name for f in tracked() if f.suffix in DATA_SUFFIXES] == []
+    assert [f.name for f in tracked() if f.stat().st_size > 2_000_000] == []
+
+
+def test_nothing_is_left_undone_or_switched_off() -> None:
+    marks = ["TO" + "DO", "FIX" + "ME", "type: " + "ignore", "mark." + "skip", "mark." + "xfail"]
+    own = {n: t for n, t in texts().items() if n.endswith((".py", ".md", ".toml", ".yml"))}
+    assert [(name, m) for name, text in own.items() for m in marks if m in text] == []
+
+
+def test_readme_scorecard_is_current() -> None:
+    command = [sys.executable, ".ci/readme.py", "--check"]
+    run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_readme_example_runs() -> None:
+    blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text())
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_readme_names_what_exists() -> None:
+    text = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
