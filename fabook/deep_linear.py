@@ -1,0 +1,430 @@
+r"""Deep linear networks under direct feedback alignment: alignment matrices and their theory.
+
+A network $W_L \cdots W_1 x$ that starts at zero keeps, under any data and learning rates, the form
+
+$$ W_1 = F_1 A_1, \qquad W_l = F_l A_l F_{l-1}^T, \qquad W_L = A_L F_{L-1}^T $$
+
+(weak alignment; Refinetti et al. 2021), so that all it learns is in the alignment matrices $A_l$,
+of the size of the output. The closed forms of this module hold for whitened inputs, targets
+$y = S x$ with singular values $s$ of $S$, gradient flow on the squared error
+$\tfrac12 |y - \hat y|^2$, and orthonormal feedback, $F_l^T F_l = I$. Networks run in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Generator, Tensor
+
+from .metrics import cosine
+from .networks import choose, draw, linear_net
+from .rules import DFA, Loss, output_error
+
+Array = NDArray[np.float64]
+
+__all__ = [
+    "Path",
+    "alignment_matrices",
+    "condition_numbers",
+    "crossing",
+    "final_modes",
+    "follow",
+    "linear_task",
+    "mode_dynamics",
+    "modes",
+    "recursion_step",
+    "weak_form",
+    "zero_start",
+]
+
+
+# --- closed forms, mode by mode ------------------------------------------------------------------
+
+
+def _depth(depth: int) -> Array:
+    """The exponents 2^(l-1) of layers l = 1 to L."""
+    if depth < 2:
+        raise ValueError(f"depth must be at least 2 weight layers, got {depth}")
+    return np.exp2(np.arange(depth, dtype=np.float64))
+
+
+def modes(a1: ArrayLike, depth: int) -> Array:
+    r"""Strength of every layer's alignment matrix in a mode, given that of the first.
+
+    $$ a_l = \frac{a_1^{2^{l-1}}}{k_l}, \quad k_l = 2^{2^{l-1}-1} = 1, 2, 8, 128, \dots,
+       \quad\text{that is}\quad a_l = 2\,(a_1/2)^{2^{l-1}} $$
+
+    at all times, from $\dot a_l = \dot a_1 \prod_{j<l} a_j$. Source: derived.
+
+    Args:
+        a1: (...).
+        depth: number L of weight layers.
+
+    Returns:
+        (..., L), bottom to top.
+
+    Example:
+        >>> modes(1.0, 4).tolist()
+        [1.0, 0.5, 0.125, 0.0078125]
+    """
+    return 2 * (np.asarray(a1, dtype=np.float64)[..., None] / 2) ** _depth(depth)
+
+
+def final_modes(s: ArrayLike, depth: int) -> Array:
+    r"""Where the modes end: $\prod_l a_l = s$, so $a_1 = 2\,(s\,2^{-L})^{1/(2^L-1)}$.
+
+    Source: derived.
+
+    Args:
+        s: singular values of the target map, (n).
+        depth: number L of weight layers.
+
+    Returns:
+        (n, L).
+
+    Example:
+        >>> bool(abs(final_modes([3.0], 4).prod() - 3) < 1e-12)
+        True
+    """
+    s = np.asarray(s, dtype=np.float64)
+    return modes(2 * (s / 2.0**depth) ** (1 / (2.0**depth - 1)), depth)
+
+
+def mode_dynamics(s: ArrayLike, depth: int, times: ArrayLike) -> Array:
+    r"""Every mode of every alignment matrix over time, from zero.
+
+    $$ \dot a_1 = s - 2^L (a_1/2)^{2^L-1}, \qquad a_l = 2\,(a_1/2)^{2^{l-1}} $$
+
+    Source: derived.
+
+    Args:
+        s: singular values, (n).
+        depth: number L of weight layers.
+        times: increasing times >= 0, (n_t).
+
+    Returns:
+        (n_t, n, L).
+
+    Example:
+        >>> path = mode_dynamics([1.0, 0.2], 3, [0.0, 50.0])
+        >>> bool(np.allclose(path[-1], final_modes([1.0, 0.2], 3), atol=1e-6))
+        True
+    """
+    from scipy.integrate import solve_ivp
+
+    s, t = np.asarray(s, dtype=np.float64), np.atleast_1d(np.asarray(times, dtype=np.float64))
+    if t[0] < 0 or (np.diff(t) <= 0).any():
+        raise ValueError(f"times must increase strictly from >= 0, got {times!r}")
+    found = solve_ivp(
+        lambda _, a: s - 2.0**depth * (a / 2) ** (2.0**depth - 1),
+        (0.0, max(t[-1], 1e-12)),
+        np.zeros_like(s),
+        method="LSODA",
+        t_eval=t,
+        rtol=1e-9,
+        atol=1e-12,
+    )
+    return modes(np.clip(found.y.T, 0.0, None), depth)
+
+
+def condition_numbers(kappa: ArrayLike, depth: int, *, stage: str = "end") -> Array:
+    r"""Condition number of every alignment matrix, for singular values of condition $\kappa$.
+
+    $$ \text{start: } \kappa^{2^{l-1}}, \qquad \text{end: } \kappa^{2^{l-1}/(2^L-1)} $$
+
+    Source: derived; that the conditioning decides is Refinetti et al. (2021).
+
+    Args:
+        kappa: largest over smallest singular value of the target map, (...).
+        depth: number L of weight layers.
+        stage: "start" or "end" of learning.
+
+    Returns:
+        (..., L).
+
+    Example:
+        >>> condition_numbers(5.0, 4).round(3).tolist()
+        [1.113, 1.239, 1.536, 2.359]
+    """
+    power = _depth(depth)
+    if choose("stage", stage, ("start", "end")) == "end":
+        power = power / (2.0**depth - 1)
+    return np.asarray(kappa, dtype=np.float64)[..., None] ** power
+
+
+def crossing(times: ArrayLike, curve: ArrayLike, level: float) -> float:
+    """First time at which a curve reaches a level, interpolated; NaN if it never does.
+
+    Args:
+        times: (n_t), increasing.
+        curve: (n_t).
+        level: the level to reach from below.
+
+    Example:
+        >>> crossing([0.0, 1.0, 2.0], [0.0, 0.2, 0.6], 0.4)
+        1.5
+    """
+    t, y = np.asarray(times, dtype=np.float64), np.asarray(curve, dtype=np.float64)
+    above = np.flatnonzero(y >= level)
+    if above.size == 0:
+        return float("nan")
+    i = int(above[0])
+    if i == 0:
+        return float(t[0])
+    return float(t[i - 1] + (level - y[i - 1]) / (y[i] - y[i - 1]) * (t[i] - t[i - 1]))
+
+
+# --- the matrices of a network -------------------------------------------------------------------
+
+
+def weak_form(matrices: Sequence[Tensor], feedback: Sequence[Tensor]) -> list[Tensor]:
+    """Weights that alignment matrices stand for: F_1 A_1, F_l A_l F_{l-1}^T, A_L F_{L-1}^T.
+
+    Args:
+        matrices: A_1 (n_L, n_0) and A_2 to A_L (n_L, n_L), bottom to top.
+        feedback: F_1 to F_{L-1}, (n_l, n_L).
+
+    Returns:
+        W_1 to W_L.
+    """
+    weights = list(matrices)
+    for i, f in enumerate(feedback):
+        weights[i] = f @ weights[i]
+        weights[i + 1] = weights[i + 1] @ f.mT
+    return weights
+
+
+def alignment_matrices(weights: Sequence[Tensor], feedback: Sequence[Tensor]) -> list[Tensor]:
+    r"""Least-squares alignment matrices of any weights, $A_l = F_l^+ W_l (F_{l-1}^T)^+$.
+
+    They reproduce the weights exactly if and only if these are weakly aligned.
+
+    Args:
+        weights: W_1 to W_L, bottom to top.
+        feedback: F_1 to F_{L-1}, (n_l, n_L).
+    """
+    matrices = [w.detach() for w in weights]
+    for i, f in enumerate(feedback):
+        inverse = torch.linalg.pinv(f)
+        matrices[i] = inverse @ matrices[i]
+        matrices[i + 1] = matrices[i + 1] @ inverse.mT
+    return matrices
+
+
+def recursion_step(
+    matrices: Sequence[Tensor],
+    feedback: Sequence[Tensor],
+    x: Tensor,
+    target: Tensor,
+    lr: float,
+    *,
+    loss: Loss = "mse",
+    reduction: str = "mean",
+) -> list[Tensor]:
+    r"""One update of the alignment matrices, with no network in sight.
+
+    $$ c_0 = x, \qquad c_l = A_l G_{l-1} c_{l-1}, \qquad \hat y = c_L, \qquad
+       A_l \leftarrow A_l - \eta\, e\, c_{l-1}^T $$
+
+    with $G_0 = I$, $G_l = F_l^T F_l$ and $e$ the derivative of the loss at the output.
+    Source: derived; equivalent to direct feedback alignment of the whole network from zero.
+
+    Args:
+        matrices: A_1 to A_L.
+        feedback: F_1 to F_{L-1}, (n_l, n_L).
+        x: (batch, n_0).
+        target, loss, reduction: as in :func:`fabook.rules.output_error`.
+        lr: learning rate.
+
+    Returns:
+        The new A_1 to A_L.
+    """
+    grams = [f.mT @ f for f in feedback]
+    c, met = x, [x]  # rows are samples
+    for i, a in enumerate(matrices):
+        c = (c @ grams[i - 1] if i else c) @ a.mT
+        met.append(c)
+    error = output_error(met.pop(), target, loss, reduction)[1]
+    return [a - lr * error.mT @ c for a, c in zip(matrices, met, strict=True)]
+
+
+def linear_task(
+    s: ArrayLike, n_inputs: int, *, generator: Generator, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Exactly whitened inputs and targets $y = S x$, $S = U\,\mathrm{diag}(s)\,V^T$ at random.
+
+    The inputs are $\sqrt{n}$ times an orthogonal matrix, so that one full batch is the population.
+
+    Args:
+        s: singular values, one an output.
+        n_inputs: number n_0 of inputs, and of samples; at least the number of outputs.
+        generator: CPU generator.
+
+    Returns:
+        x (n_0, n_0), y (n_0, n_L) and S (n_L, n_0).
+
+    Raises:
+        ValueError: fewer inputs than outputs.
+    """
+    values = torch.as_tensor(np.asarray(s, dtype=np.float64)).to(dtype)
+    n = len(values)
+    if n_inputs < n:
+        raise ValueError(f"n_inputs must be at least the {n} outputs, got {n_inputs}")
+    u, v, q = (
+        draw(shape, "orthogonal", generator=generator, dtype=dtype)
+        for shape in ((n, n), (n_inputs, n), (n_inputs, n_inputs))
+    )
+    S = u * values @ v.mT
+    x = n_inputs**0.5 * q
+    return x, x @ S.mT, S
+
+
+def zero_start(
+    sizes: Sequence[int], *, feedback: str, generator: Generator, dtype: torch.dtype = torch.float64
+) -> DFA:
+    r"""A deep linear network with zero weights, under DFA with feedback of unit columns.
+
+    Args:
+        sizes: units from input to output.
+        feedback: "orthogonal", $F^T F = I$, or "normal", entries $N(0, 1/n_l)$, $E[F^T F] = I$.
+        generator: CPU generator of the feedback.
+
+    Example:
+        >>> rule = zero_start([6, 9, 9, 2], feedback="orthogonal",
+        ...                   generator=torch.Generator().manual_seed(0))
+        >>> F = rule.feedback["0"]
+        >>> bool(torch.allclose(F.T @ F, torch.eye(2, dtype=F.dtype)))
+        True
+    """
+    choose("feedback", feedback, ("orthogonal", "normal"))
+    net, n = linear_net(sizes, dtype=dtype), sizes[-1]
+
+    def one(width: int) -> Tensor:
+        if feedback == "orthogonal":
+            return draw((width, n), feedback, generator=generator, dtype=dtype)
+        return draw((n, width), feedback, generator=generator, dtype=dtype).mT
+
+    return DFA(net, feedback={str(i): one(width) for i, width in enumerate(sizes[1:-1])})
+
+
+@dataclass(frozen=True)
+class Path:
+    """What `follow` saw at its P probes.
+
+    `loss` is that of the last batch, before its update (NaN at step 0); `deviation` the largest
+    entry of any layer's weights minus those that the recursion predicts; `matrices` the recursion's
+    A_1 (P, n_L, n_0) and A_2 to A_L (P, n_L, n_L); `extra` what the probe functions returned.
+    """
+
+    steps: NDArray[np.int64]  # (P)
+    loss: Array  # (P)
+    deviation: Array  # (P)
+    matrices: list[Tensor]
+    extra: dict[str, Array]
+
+    @property
+    def modes(self) -> Array:
+        """Singular values of every A_l, largest first, (P, L, n_L)."""
+        values = [torch.linalg.svdvals(a) for a in self.matrices]
+        return torch.stack(values, 1).cpu().numpy()
+
+    @property
+    def condition(self) -> Array:
+        """Condition number of every A_l, (P, L); NaN where one is zero."""
+        modes = self.modes
+        smallest = np.where(modes[..., -1] > 0, modes[..., -1], np.nan)
+        return modes[..., 0] / smallest
+
+    @property
+    def norm(self) -> Array:
+        """Frobenius norm of every A_l, (P, L)."""
+        return torch.stack([a.flatten(1).norm(dim=1) for a in self.matrices], 1).cpu().numpy()
+
+    @property
+    def strength(self) -> Array:
+        """Cosine between A_l and the identity for l = 2 to L, (P, L - 1); 1 is strong alignment."""
+        found = []
+        for a in self.matrices[1:]:
+            eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
+            found.append(cosine(a.flatten(1), eye.flatten(1), dim=1))
+        return torch.stack(found, 1).cpu().numpy()
+
+
+def follow(
+    rule: DFA,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    lr: float | Callable[[int], float],
+    probe_at: Iterable[int],
+    loss: Loss = "mse",
+    reduction: str = "mean",
+    probe: Mapping[str, Callable[[], ArrayLike]] | None = None,
+) -> Path:
+    """Train a network from zero and, beside it, its alignment matrices by the recursion alone.
+
+    The two share the batches and nothing else, so their agreement tests weak alignment.
+
+    Args:
+        rule: DFA on a linear network without biases whose weights are zero.
+        batches: (x, target) of one update each.
+        lr: learning rate, or a function of the number of updates done.
+        probe_at: numbers of updates after which to measure.
+        loss, reduction: as in :func:`fabook.rules.output_error`.
+        probe: functions called at the probes, each returning a number or a vector.
+
+    Returns:
+        `Path`.
+
+    Raises:
+        ValueError: weights that are not zero.
+        FloatingPointError: the loss is not finite.
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> x, y, _ = linear_task([1.0, 0.5], 6, generator=g)
+        >>> rule = zero_start([6, 9, 9, 2], feedback="orthogonal", generator=g)
+        >>> path = follow(rule, [(x, y)] * 50, lr=0.1, probe_at=[50])
+        >>> bool(path.deviation[0] < 1e-12)
+        True
+    """
+    weights = [p.detach() for p in rule.net.parameters()]
+    feedback = list(rule.feedback.values())
+    if any(bool(w.any()) for w in weights):
+        raise ValueError(
+            "weak alignment is about networks that start at zero; these weights do not"
+        )
+    now = [torch.zeros_like(a) for a in alignment_matrices(weights, feedback)]
+    due, probes = set(probe_at), probe or {}
+    seen: list[tuple[int, float, float]] = []
+    kept: list[list[Tensor]] = []
+    extra: dict[str, list[Array]] = {name: [] for name in probes}
+
+    def look(step: int, value: float) -> None:
+        if step and not np.isfinite(value):
+            raise FloatingPointError(f"the network diverged: its loss is {value} at step {step}")
+        pairs = zip(weights, weak_form(now, feedback), strict=True)
+        seen.append((step, value, max(float((w - v).abs().max()) for w, v in pairs)))
+        kept.append(now)
+        for name, function in probes.items():
+            extra[name].append(np.asarray(function(), dtype=np.float64))
+
+    if 0 in due:
+        look(0, float("nan"))
+    for step, (x, target) in enumerate(batches):
+        rate = lr(step) if callable(lr) else lr
+        now = recursion_step(now, feedback, x, target, rate, loss=loss, reduction=reduction)
+        value = rule.sgd_step(x, target, rate, loss=loss, reduction=reduction)
+        if step + 1 in due:
+            look(step + 1, float(value))
+    steps, losses, deviations = zip(*seen) if seen else ((), (), ())
+    return Path(
+        np.asarray(steps, dtype=np.int64),
+        np.asarray(losses, dtype=np.float64),
+        np.asarray(deviations, dtype=np.float64),
+        [torch.stack(layer) for layer in zip(*kept)],
+        {name: np.stack(values) for name, values in extra.items() if values},
+    )
