@@ -635,7 +635,12 @@ class _Transported(Rule):
                 matrix = matrix.detach().clone()
             else:
                 ordered = shape[::-1] if transpose else shape
-                matrix = draw(ordered, self._init, scale=self._scale, generator=generator)
+                # drawn in the default precision, so that a seed means one matrix for any network;
+                # orthonormal columns are wanted to the last bit of the widest
+                dtype = torch.float64 if self._init == "orthogonal" else None
+                matrix = draw(
+                    ordered, self._init, scale=self._scale, generator=generator, dtype=dtype
+                )
                 matrix = matrix.t().contiguous() if transpose else matrix
             self.register_buffer(_buffer_name(name), matrix.to(like))
 
@@ -727,7 +732,7 @@ class KolenPollack(_Transported):
     factor's distance from one at each update (learning rate times weight decay).
 
     Args:
-        decay: D is multiplied by (1 - decay) at every update.
+        decay: D is multiplied by (1 - decay) after every update.
     """
 
     def __init__(self, net: nn.Module, *, decay: float = 0.0, **options: Any) -> None:
