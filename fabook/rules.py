@@ -635,14 +635,17 @@ class _Transported(Rule):
                 matrix = matrix.detach().clone()
             else:
                 ordered = shape[::-1] if transpose else shape
-                # drawn in the default precision, so that a seed means one matrix for any network;
-                # orthonormal columns are wanted to the last bit of the widest
-                dtype = torch.float64 if self._init == "orthogonal" else None
-                matrix = draw(
-                    ordered, self._init, scale=self._scale, generator=generator, dtype=dtype
-                )
+                matrix = self._random(ordered, generator)
                 matrix = matrix.t().contiguous() if transpose else matrix
             self.register_buffer(_buffer_name(name), matrix.to(like))
+
+    def _random(self, shape: Sequence[int], generator: Generator | None) -> Tensor:
+        """Drawn in the default precision, so that a seed means one matrix for any network.
+
+        Orthonormal columns are wanted to the last bit of the widest.
+        """
+        dtype = torch.float64 if self._init == "orthogonal" else None
+        return draw(shape, self._init, scale=self._scale, generator=generator, dtype=dtype)
 
     def _buffer(self, name: str) -> Tensor:
         buffer = self._buffers[_buffer_name(name)]
@@ -713,9 +716,7 @@ class BRSF(FRSF):
     def _refresh(self) -> None:
         for name in self._above:
             buffer = self._buffer(name)
-            buffer.copy_(
-                draw(buffer.shape, self._init, scale=self._scale, generator=self._magnitudes)
-            )
+            buffer.copy_(self._random(buffer.shape, self._magnitudes))
 
     def get_extra_state(self) -> Tensor:
         return self._magnitudes.get_state()

@@ -1,0 +1,204 @@
+"""Networks: what they compute, how they are drawn, and that nothing else is touched."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fabook.networks import (
+    ACTIVATIONS,
+    INITS,
+    Erf,
+    Scale,
+    committee,
+    convnet,
+    draw,
+    linear_net,
+    mlp,
+    two_layer,
+)
+from fabook.streams import stream
+
+
+def g(seed=0):
+    return stream(seed, "test")
+
+
+def kinds(net):
+    return [type(m).__name__ for m in net]
+
+
+def test_erf_and_scale(dtype, device):
+    u = torch.linspace(-3, 3, 13, dtype=dtype, device=device)
+    want = [math.erf(float(v) / math.sqrt(2)) for v in u]
+    torch.testing.assert_close(Erf()(u), torch.tensor(want, dtype=dtype, device=device))
+    assert torch.equal(Scale(0.5)(u), u / 2)
+    assert repr(Scale(0.25)) == "Scale(0.25)"
+    assert not list(Scale(2).parameters())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_mlp_is_its_formula(name, dtype, device):
+    net = mlp([5, 4, 6, 3], activation=name, generator=g(), dtype=dtype).to(device)
+    with torch.no_grad():
+        for layer in (net[0], net[2], net[4]):
+            layer.bias.copy_(torch.randn(layer.bias.shape, generator=g(1)))
+    x = torch.randn(7, 5, generator=g(2), dtype=dtype).to(device)
+    phi = {
+        "tanh": torch.tanh,
+        "relu": lambda u: u.clamp(min=0),
+        "leaky_relu": lambda u: torch.where(u > 0, u, 0.1 * u),
+        "sigmoid": lambda u: 1 / (1 + torch.exp(-u)),
+        "erf": lambda u: torch.erf(u / 2**0.5),
+        "linear": lambda u: u,
+    }[name]
+    h = x
+    for layer in (net[0], net[2]):
+        h = phi(h @ layer.weight.T + layer.bias)
+    torch.testing.assert_close(net(x), h @ net[4].weight.T + net[4].bias)
+
+
+def test_mlp_layers_biases_and_dtype(dtype):
+    net = mlp([5, 4, 3], generator=g(), dtype=dtype)
+    assert type(net) is nn.Sequential
+    assert kinds(net) == ["Linear", "Tanh", "Linear"]
+    assert {p.dtype for p in net.parameters()} == {dtype}
+    assert all(p.requires_grad for p in net.parameters())
+    assert not net[0].bias.any()
+    assert mlp([5, 4, 3], bias=False, generator=g())[0].bias is None
+    assert kinds(mlp([5, 3], generator=g())) == ["Linear"]
+
+
+def test_linear_net_starts_at_zero_without_biases():
+    net = linear_net([5, 4, 6, 3])
+    assert kinds(net) == ["Linear"] * 3
+    assert not any(p.any() for p in net.parameters())
+    assert [tuple(p.shape) for p in net.parameters()] == [(4, 5), (6, 4), (3, 6)]
+    assert linear_net([5, 3], init="normal", generator=g())[0].weight.any()
+
+
+def test_two_layer_is_its_formula():
+    net = two_layer(6, 50, n_outputs=2, activation="relu", generator=g())
+    x = torch.randn(9, 6, generator=g(1))
+    W, beta = (p.detach() for p in net.parameters())
+    torch.testing.assert_close(net(x).detach(), (x @ W.T).clamp(min=0) @ beta.T / math.sqrt(50))
+    assert two_layer(6, 50, generator=g())(x).shape == (9, 1)
+
+
+@pytest.mark.parametrize("name", ["erf", "relu", "linear"])
+def test_committee_is_its_formula(name):
+    net = committee(50, 3, activation=name, init_sd=0.5, generator=g())
+    x = torch.randn(9, 50, generator=g(1))
+    w, v = (p.detach() for p in net.parameters())
+    lam = x @ w.T / math.sqrt(50)
+    phi = {"erf": torch.erf(lam / 2**0.5), "relu": lam.clamp(min=0), "linear": lam}[name]
+    torch.testing.assert_close(net(x).detach(), phi @ v.T)
+    assert 0.4 < float(w.std()) < 0.6
+
+
+def test_convnet_layers_and_shapes(dtype):
+    x = torch.zeros(2, 1, 12, 11, dtype=dtype)
+    net = convnet(
+        (1, 12, 11), [3, 4], [7], 5, pool=2, activation="relu", generator=g(), dtype=dtype
+    )
+    assert kinds(net) == [
+        *["Conv2d", "ReLU", "MaxPool2d"] * 2,
+        *["Flatten", "Linear", "ReLU", "Linear"],
+    ]
+    assert net(x).shape == (2, 5)
+    plain = convnet((1, 12, 11), [3], [], 5, kernel=5, bias=False, generator=g(), dtype=dtype)
+    assert kinds(plain) == ["Conv2d", "Tanh", "Flatten", "Linear"]
+    assert all(m.bias is None for m in plain if hasattr(m, "bias"))
+    assert plain(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (40, 30, 5, 4)])
+def test_draws_have_the_moments_they_promise(shape):
+    fan_in, fan_out = math.prod(shape[1:]), shape[0] * math.prod(shape[2:])
+    s = 1.5
+    sd = {
+        "uniform": s / math.sqrt(3 * fan_in),
+        "normal": s / math.sqrt(fan_in),
+        "standard_normal": s,
+        "xavier_uniform": s * math.sqrt(2 / (fan_in + fan_out)),
+        "zero": 0.0,
+    }
+    for init, want in sd.items():
+        w = draw(shape, init, scale=s, generator=g(), dtype=torch.float64)
+        assert w.shape == shape
+        assert float(w.std()) == pytest.approx(want, rel=0.02)
+        assert abs(float(w.mean())) <= 5 * want / math.sqrt(w.numel())
+    bound = s / math.sqrt(fan_in)
+    w = draw(shape, "uniform", scale=s, generator=g())
+    assert bound * 0.99 < float(w.abs().max()) <= bound
+    q = draw(shape, "orthogonal", scale=s, generator=g(), dtype=torch.float64).flatten(1)
+    torch.testing.assert_close(q @ q.T, s**2 * torch.eye(shape[0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_draw_belongs_to_its_generator(init, dtype):
+    before = torch.get_rng_state()
+    a, b, c = (draw((4, 6), init, generator=g(s), dtype=dtype) for s in (0, 0, 1))
+    assert a.dtype == dtype
+    assert torch.equal(a, b)
+    assert torch.equal(a, c) == (init == "zero")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_networks_take_nothing_from_the_global_random_state():
+    before = torch.get_rng_state()
+    nets = [
+        [
+            mlp([5, 4, 3], generator=g(seed)),
+            mlp([5, 4, 3], init="orthogonal", generator=g(seed)),
+            two_layer(5, 4, generator=g(seed)),
+            committee(5, 4, generator=g(seed)),
+            convnet((1, 6, 6), [2], [4], 3, generator=g(seed)),
+        ]
+        for seed in (0, 0, 1)
+    ]
+    linear_net([5, 4])
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b, c in zip(*nets):
+        pairs = list(zip(a.parameters(), b.parameters(), c.parameters()))
+        assert all(torch.equal(p, q) for p, q, _ in pairs)
+        assert not all(torch.equal(p, r) for p, _, r in pairs)
+
+
+def test_layers_of_one_shape_are_drawn_apart():
+    net = mlp([4, 4, 4], generator=g())
+    assert not torch.equal(net[0].weight, net[2].weight)
+
+
+ERRORS = {
+    "activation": (
+        lambda: mlp([3, 2], activation="swish", generator=g()),
+        "activation must be one of tanh, relu, .*; got 'swish'",
+    ),
+    "init": (
+        lambda: mlp([3, 2], init="he", generator=g()),
+        "init must be one of uniform.*; got 'he'",
+    ),
+    "one size": (lambda: mlp([3], generator=g()), r"two or more positive .*; got \[3\]"),
+    "no units": (
+        lambda: mlp([3, 0, 2], generator=g()),
+        r"two or more positive .*; got \[3, 0, 2\]",
+    ),
+    "generator": (lambda: mlp([3, 2]), "init 'uniform' draws random numbers: pass generator"),
+    "small image": (
+        lambda: convnet((1, 4, 8), [2, 2], [], 3, generator=g()),
+        r"images of \(4, 8\) pixels are too small for 2 convolutions of kernel 3 with pool 1",
+    ),
+    "small for the pool": (
+        lambda: convnet((1, 4, 4), [2], [], 3, pool=3, generator=g()),
+        "too small for 1 convolutions of kernel 3 with pool 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_value_and_what_is_allowed(name):
+    act, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        act()
