@@ -8,27 +8,25 @@ from collections import Counter
 from pathlib import Path
 
 from fabook import claims
+from fabook.site import PAPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = re.compile(r"(?s)(<!-- scorecard -->\n).*?(<!-- end of scorecard -->)")
 
 
-def number(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(number(v) for v in value)}]"
-    return f"{value:.3g}" if isinstance(value, (int, float)) else "–"
-
-
 def scorecard() -> str:
-    """Markdown: how many claims were reproduced, then a line for each."""
+    """Markdown: how many claims of each paper hold, and the ones that do not."""
     committed = claims.scorecard(ROOT, ROOT / "book" / "results" / "none", presets=("paper",))
-    verdicts = Counter(row["verdict"] for row in committed)
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(verdicts.items(), reverse=True))
-    lines = [f"{len(committed)} claims, with the papers' sizes and data: {counts}.\n"]
-    lines += ["| paper | claim | measured | bound | verdict |", "| --- | --- | --- | --- | --- |"]
-    for row in committed:
-        cells = [row["paper"], row["statement"], number(row["measured"]), number(row["bound"])]
-        lines.append(f"| {' | '.join(cells)} | {row['verdict']} |")
+    counts = Counter((row["paper"], row["verdict"]) for row in committed)
+    verdicts = (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.NOT_RUN)
+    lines = [f"| {' | '.join(('chapter', *verdicts))} |", "| --- | --- | --- | --- |"]
+    for paper in dict.fromkeys(row["paper"] for row in committed):
+        name = PAPERS.get(paper, paper)
+        lines.append(f"| {' | '.join([name, *(str(counts[paper, v]) for v in verdicts)])} |")
+    missed = [row for row in committed if row["verdict"] == claims.NOT_REPRODUCED]
+    if missed:
+        lines.append("\nNot reproduced:\n")
+    lines += [f"- {row['statement']} (`{row['id']}`)" for row in missed]
     return "\n".join(lines) + "\n"
 
 
