@@ -35,7 +35,7 @@ PAPERS = {
     "song2021": "Song, Xu & Lafferty 2021",
     "robertson2023": "Robertson & Koyejo 2023",
     "robertson2024": "Robertson & Koyejo 2024",
-    "chu2023": "Chu & Bacho 2023",
+    "chu2023": "Chu & Bacho 2024",
 }
 BADGES = {
     claims.REPRODUCED: "[✓ reproduced]{.verdict .verdict-yes}",
