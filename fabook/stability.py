@@ -312,7 +312,7 @@ def chain(w1: float, w2: float) -> nn.Sequential:
     """The chain as a network of two 1 x 1 layers in double precision, for use with the rules.
 
     Example:
-        >>> float(chain(2.0, 3.0)(torch.ones(1, 1, dtype=torch.float64)))
+        >>> chain(2.0, 3.0)(torch.ones(1, 1, dtype=torch.float64)).item()
         6.0
     """
     net = linear_net([1, 1, 1], dtype=torch.float64)
