@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         online,
         plots,
         rules,
+        stability,
         stacked,
         streams,
         theory,
@@ -48,7 +49,7 @@ _EXPORTS = {
     "rules": "BP BRSF DFA DRTP FA FRSF RULES USF KolenPollack Rule Shallow UnsupportedModule",
     "streams": "stream",
     "training": "History accuracy train",
-    **dict.fromkeys(["claims", "data", "deep_linear", "metrics", "plots", "stacked", "theory"], ""),
+    **dict.fromkeys("claims data deep_linear metrics plots stability stacked theory".split(), ""),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 

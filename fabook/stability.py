@@ -1,0 +1,418 @@
+r"""Stability of feedback alignment's fixed points, for networks and for the solvable chain.
+
+With residuals :math:`r = f - y` stacked over samples and outputs, the Jacobian :math:`J` of the
+outputs and :math:`J_{FA}`, the same with the feedback in the place of the weights that carry the
+error down, a rule moves the parameters by :math:`\dot\theta = -J_{FA}^T r`. So near any zero of
+the loss
+
+.. math:: \dot r = -M r, \qquad M = J J_{FA}^T, \qquad
+          \dot{\mathcal L} = -r^T M r = -(J^T r) \cdot (J_{FA}^T r),
+
+with :math:`\mathcal L = |r|^2/2`: M decides stability, and its quadratic form is the gradient
+alignment without its norms. Derived; for one hidden layer :math:`M = G + H`, the kernels of Song,
+Xu & Lafferty (2021). The statement that alignment is a criterion of stability is the abstract's of
+Chu & Bacho (2024).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from .networks import ACTIVATIONS, Scale, linear_net
+from .rules import BP, DFA, DRTP, FA, FRSF, USF, KolenPollack, Rule, Shallow
+from .training import History, Probe, train
+
+Array = NDArray[np.float64]
+
+_ELEMENTWISE: tuple[type, ...] = (Scale, *(type(make()) for make in ACTIVATIONS.values()))
+
+
+def _stack(rule: Rule) -> list[tuple[str, nn.Module]]:
+    """The network's modules in order; refuses what couples samples or units."""
+    known = isinstance(rule, BP | FA | DFA | USF | FRSF | KolenPollack | Shallow)
+    if not known or isinstance(rule, DRTP):
+        raise ValueError(f"{type(rule).__name__} sends no linear image of the output error")
+    for name, module in rule._stack:
+        if not isinstance(module, (nn.Linear, *_ELEMENTWISE)):
+            raise ValueError(
+                f"module {name!r} ({type(module).__name__}): stability matrices are for stacks of "
+                "nn.Linear and elementwise activations"
+            )
+    return rule._stack
+
+
+def _carrier(rule: Rule) -> Callable[..., Tensor]:
+    """Output of one sample whose reverse-mode derivative is the rule's.
+
+    Each read of h that would send an error down is cut, and a term of value zero with the rule's
+    own derivative takes its place: :math:`W \\bar h + B (h - \\bar h)`, the bar a constant.
+    """
+    stack, top = _stack(rule), rule.layers[-1]
+    below = dict(zip(rule.layers[1:], rule.layers[:-1], strict=True))
+    feedback = dict(rule.feedback)
+    if isinstance(rule, BP):
+        feedback = {name: rule._above[name].weight.detach() for name in rule.layers[:-1]}
+
+    def output(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        h, sent = x, None
+        for name, module in stack:
+            if not isinstance(module, nn.Linear):
+                h = module(h)
+                continue
+            own = {
+                k: parameters[f"{name}.{k}" if name else k] for k, _ in module.named_parameters()
+            }
+            still = h.detach()
+            moving, h = h - still, functional_call(module, own, (still,))
+            if name not in below or below[name] not in feedback:
+                continue  # the first layer, and every layer of a rule without feedback
+            matrix = feedback[below[name]]
+            if not isinstance(rule, DFA):
+                h = h + moving @ matrix.t()
+            else:  # F_l e jumps to the top, where the error is formed
+                jump = moving @ matrix
+                sent = jump if sent is None else sent + jump
+            if name == top and sent is not None:
+                h = h + sent
+        return h
+
+    return output
+
+
+def jacobian(rule: Rule, x: Tensor) -> Tensor:
+    r"""Jacobian :math:`J_{FA}` of a rule: row (sample, output) is its update for that unit error.
+
+    For :class:`fabook.rules.BP` this is the true Jacobian J. Parameters are in the order of
+    ``net.parameters()``, frozen ones included.
+
+    Args:
+        rule: BP, Shallow, a rule that transports through matrices, or DFA, on a stack of
+            ``nn.Linear`` and elementwise activations.
+        x: (N, d) inputs.
+
+    Returns:
+        (N C, P), samples first.
+
+    Raises:
+        ValueError: for other rules or modules; it names them.
+
+    Example:
+        >>> from fabook import BP, mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> jacobian(BP(mlp([4, 3, 2], generator=g)), torch.ones(5, 4)).shape
+        torch.Size([10, 23])
+    """
+    output = _carrier(rule)
+    parameters = {k: p.detach() for k, p in rule.net.named_parameters()}
+    parts = vmap(jacrev(output), in_dims=(None, 0))(parameters, x)
+    rows = [part.flatten(0, 1).flatten(1) for part in parts.values()]
+    return torch.cat(rows, 1).detach()
+
+
+def stability_matrix(rule: Rule, x: Tensor) -> Tensor:
+    r""":math:`M = J J_{FA}^T`, the linear flow of the residuals near a zero of the loss (derived).
+
+    Args:
+        rule, x: as in :func:`jacobian`.
+
+    Returns:
+        (N C, N C).
+
+    Raises:
+        ValueError: as :func:`jacobian`.
+
+    Example:
+        >>> from fabook import FA, mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> net = mlp([4, 3, 2], generator=g)
+        >>> own = FA(net, feedback={"0": net[2].weight})  # B = W is backpropagation
+        >>> bool(torch.linalg.eigvalsh(stability_matrix(own, torch.randn(2, 4))).min() >= -1e-6)
+        True
+    """
+    return jacobian(BP(rule.net), x) @ jacobian(rule, x).t()
+
+
+def eigenvalues(matrix: Tensor) -> NDArray[np.complex128]:
+    """Eigenvalues by rising real part; those of negative real part are unstable directions."""
+    found = torch.linalg.eigvals(matrix.double()).cpu().numpy()
+    return found[np.lexsort((found.imag, found.real))]
+
+
+def unstable_fraction(values: ArrayLike, *, tolerance: float = 1e-9) -> float:
+    """Share of eigenvalues whose real part lies below ``-tolerance`` times the largest modulus.
+
+    Example:
+        >>> unstable_fraction([-1.0, 1e-12, 2.0, 3.0])
+        0.25
+    """
+    z = np.asarray(values)
+    return float(np.mean(z.real < -tolerance * np.abs(z).max()))
+
+
+def growth_rate(values: ArrayLike, step: float) -> float:
+    r"""Rate per update of the log of the loss, :math:`\max_k 2\ln|1 - s\lambda_k|` (derived).
+
+    Args:
+        values: eigenvalues of M.
+        step: s in :math:`r \leftarrow (I - sM) r`; :math:`s = \eta/N` for :func:`settle`.
+
+    Example:
+        >>> round(growth_rate([-0.5, 1.0], 0.1), 4)  # 2 ln 1.05
+        0.0976
+    """
+    return float(2 * np.log(np.abs(1 - step * np.asarray(values)).max()))
+
+
+def linear_loss(matrix: Tensor, residual: Tensor, step: float, steps: ArrayLike) -> Array:
+    r""":math:`|(I - sM)^t r_0|^2/2`: the loss that the fixed point's M predicts (derived).
+
+    Args:
+        matrix: (n, n) M.
+        residual: (n,) :math:`r_0`.
+        step: s, see :func:`growth_rate`.
+        steps: numbers of updates, rising.
+
+    Returns:
+        One loss for each number of updates; divide by N for that of :func:`settle`.
+
+    Raises:
+        ValueError: if ``steps`` do not rise from zero or above.
+
+    Example:
+        >>> linear_loss(torch.eye(2), torch.ones(2), 0.5, [0, 1]).tolist()
+        [1.0, 0.25]
+    """
+    at = np.asarray(steps, dtype=int)
+    if at.ndim != 1 or (np.diff(at, prepend=0) < 0).any():
+        raise ValueError(f"steps must rise from 0 or above; got {at.tolist()}")
+    r, done, found = residual.double().flatten(), 0, []
+    one_step = torch.eye(len(r), dtype=torch.float64, device=r.device) - step * matrix.double()
+    for number in at:
+        for _ in range(number - done):
+            r = one_step @ r
+        done = int(number)
+        found.append(float(r.square().sum()) / 2)
+    return np.array(found)
+
+
+def error_alignment(rule: Rule, x: Tensor, errors: Tensor) -> Tensor:
+    r"""Cosine between a rule's update and the gradient for given output errors.
+
+    :math:`\cos(J^T r, J_{FA}^T r)` over all parameters, read-out included. At a minimum the
+    gradient itself vanishes; this is its alignment for the errors of a perturbation (derived).
+
+    Args:
+        rule, x: as in :func:`jacobian`.
+        errors: (k, N C) errors r.
+
+    Returns:
+        (k,) cosines.
+    """
+    true, ours = errors @ jacobian(BP(rule.net), x), errors @ jacobian(rule, x)
+    return nn.functional.cosine_similarity(true, ours, dim=1, eps=0.0)
+
+
+def dialled_feedback(weight: Tensor, cosine: float, generator: torch.Generator) -> Tensor:
+    r""":math:`B = cW + \sqrt{1-c^2}\,R` with R random, orthogonal to W and of its norm.
+
+    Args:
+        weight: W, the matrix that feedback replaces.
+        cosine: c, the weight alignment that results exactly.
+        generator: CPU generator of R (standard normal before the projection).
+
+    Raises:
+        ValueError: for a cosine outside [-1, 1].
+
+    Example:
+        >>> w = torch.ones(3, 4)
+        >>> b = dialled_feedback(w, 0.5, torch.Generator().manual_seed(0))
+        >>> round(float((w * b).sum() / w.norm() / b.norm()), 6)
+        0.5
+    """
+    if not -1 <= cosine <= 1:
+        raise ValueError(f"cosine must lie in [-1, 1]; got {cosine}")
+    w = weight.detach()
+    r = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
+    r -= (r * w).sum() / w.square().sum() * w
+    return cosine * w + (1 - cosine**2) ** 0.5 * r * (w.norm() / r.norm())
+
+
+def settle(
+    rule: Rule,
+    x: Tensor,
+    y: Tensor,
+    *,
+    lr: float,
+    at: Sequence[int],
+    target: float = 0.0,
+    probe: Mapping[str, Probe] | None = None,
+    label: str = "run",
+) -> dict[str, Array]:
+    r"""Full-batch training by plain gradient descent until the loss is small enough.
+
+    The loss is :math:`\mathcal L = |r|^2/(2N)`, so that :math:`r \leftarrow (I - sM)r` with
+    :math:`s = \eta/N` near its zeros.
+
+    Args:
+        rule: bound to the network, which it trains.
+        x: (N, d) inputs.
+        y: (N, C) targets.
+        lr: learning rate :math:`\eta`.
+        at: rising numbers of updates at which to look; the last one ends the run in any case.
+        target: loss below which the run ends, once it has been seen there.
+        probe: further quantities to record, as for :func:`fabook.training.train`.
+        label: name of the run in messages.
+
+    Returns:
+        Arrays ``steps``, ``loss`` and one for each probe, up to the last look.
+
+    Raises:
+        ValueError: if ``at`` is empty or does not rise.
+        FloatingPointError: if the run diverges.
+
+    Example:
+        >>> from fabook import BP
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> settle(BP(chain(1.0, 0.5)), one, one, lr=0.1, at=[0, 1000, 2000], target=1e-12)["steps"]
+        array([   0, 1000])
+    """
+    if not at or (np.diff(at, prepend=0) < 0).any():
+        raise ValueError(f"numbers of updates must rise from 0 or above; got {list(at)}")
+    looks: list[History] = []
+
+    def loss() -> float:
+        return float((rule.net(x).detach() - y).square().sum()) / (2 * len(x))
+
+    seen = {"loss": loss, **(probe or {})}
+    for done, until in itertools.pairwise([0, *at]):
+        steps = until - done
+        looks.append(
+            train(
+                rule, x, y, steps=steps, lr=lr / (2 * len(x)), loss="mse", reduction="sum",
+                probe=seen, probe_at=[steps], label=label,
+            )
+        )  # fmt: skip
+        if looks[-1]["loss"][0] < target:
+            break
+    found = {name: np.concatenate([look[name] for look in looks]) for name in looks[0].values}
+    return {"steps": np.array(at[: len(looks)]), **found}
+
+
+# --- the solvable chain: f = w2 w1, target y, feedback b (all of it derived) ----------------------
+
+
+def chain(w1: float, w2: float) -> nn.Sequential:
+    """The chain as a network of two 1 x 1 layers in double precision, for use with the rules.
+
+    Example:
+        >>> chain(2.0, 3.0)(torch.ones(1, 1, dtype=torch.float64)).item()
+        6.0
+    """
+    net = linear_net([1, 1, 1], dtype=torch.float64)
+    with torch.no_grad():
+        for weight, value in zip(net.parameters(), (w1, w2)):
+            weight.fill_(value)
+    return net
+
+
+def chain_velocity(
+    w1: ArrayLike, w2: ArrayLike, *, y: float = 1.0, b: float = 1.0
+) -> tuple[Array, Array]:
+    r"""Flow :math:`\dot w_1 = -be`, :math:`\dot w_2 = -w_1 e` with :math:`e = w_1w_2 - y`."""
+    a, c = np.asarray(w1, float), np.asarray(w2, float)
+    e = a * c - y
+    return -b * e, -a * e
+
+
+def chain_exponent(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
+    r"""The one eigenvalue of the flow at a fixed point that is not zero, :math:`-(w_1^2 + bw_2)`.
+
+    Negative is stable. At every point, :math:`\dot e` is this times e.
+    """
+    return -(np.asarray(w1, float) ** 2 + b * np.asarray(w2, float))
+
+
+def chain_alignment(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
+    r"""Cosine of step and gradient, :math:`(w_1^2 + bw_2)/\sqrt{(w_1^2+w_2^2)(w_1^2+b^2)}`.
+
+    Example:
+        >>> chain_alignment([1.0, -1.0], [1.0, -1.0]).round(9).tolist()  # the edge has none
+        [1.0, 0.0]
+    """
+    a, c = np.asarray(w1, float), np.asarray(w2, float)
+    return -chain_exponent(a, c, b=b) / (np.hypot(a, c) * np.hypot(a, b))
+
+
+def chain_invariant(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
+    r"""What the flow conserves, :math:`w_2 - w_1^2/(2b)`: every path lies on a parabola."""
+    return np.asarray(w2, float) - np.asarray(w1, float) ** 2 / (2 * b)
+
+
+def chain_edge(*, y: float = 1.0, b: float = 1.0) -> float:
+    r"""The :math:`w_1` at which fixed points change stability, :math:`-(by)^{1/3}`.
+
+    Unstable are the fixed points with :math:`w_1` between this and zero.
+
+    Example:
+        >>> chain_edge(b=0.5, y=2.0)
+        -1.0
+    """
+    return -float(np.cbrt(b * y))
+
+
+def chain_flow(
+    w1: ArrayLike,
+    w2: ArrayLike,
+    times: ArrayLike,
+    *,
+    y: float = 1.0,
+    b: float = 1.0,
+    dt: float = 0.005,
+) -> tuple[Array, Array]:
+    """Paths of the flow from many starts by the classical Runge-Kutta method.
+
+    Args:
+        w1, w2: (n,) starts.
+        times: (T,) rising times from 0 on.
+        y, b: target and feedback.
+        dt: largest time step.
+
+    Returns:
+        w1 and w2, each (T, n).
+
+    Raises:
+        ValueError: if the times do not rise from zero or above.
+
+    Example:
+        >>> path, _ = chain_flow([0.5], [0.5], [0.0, 50.0])
+        >>> path[:, 0].round(3).tolist()  # ends where w1 (w1^2/2 + 0.375) = 1
+        [0.5, 1.063]
+    """
+    at = np.asarray(times, float)
+    if (np.diff(at, prepend=0.0) < 0).any():
+        raise ValueError(f"times must rise from 0 or above; got {at.tolist()}")
+    state = np.stack([np.asarray(w1, float), np.asarray(w2, float)])
+
+    def v(s: Array) -> Array:
+        return np.stack(chain_velocity(*s, y=y, b=b))
+
+    paths, now = [], 0.0
+    for t in at:
+        steps = int(np.ceil((t - now) / dt))
+        h = (t - now) / steps if steps else 0.0
+        for _ in range(steps):
+            k1 = v(state)
+            k2 = v(state + h / 2 * k1)
+            k3 = v(state + h / 2 * k2)
+            state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + v(state + h * k3))
+        now = t
+        paths.append(state)
+    first, second = np.stack(paths, 1)
+    return first, second
