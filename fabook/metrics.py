@@ -277,51 +277,73 @@ def _matrix_pairs(rule: Rule) -> dict[str, tuple[Tensor, Tensor]]:
     return dict(zip(owners, zip(weights.values(), targets, strict=True), strict=True))
 
 
-def descent(
+@dataclass(frozen=True)
+class FirstOrder:
+    """What a step of a rule does to the loss, to first order; see :func:`first_order`.
+
+    Attributes:
+        descent: inner product of true gradient and update by layer name, bottom to top.
+        layers: their cosine by layer name, weight matrices alone.
+        network: the cosine of all weight matrices together, read-out included.
+    """
+
+    descent: dict[str, float]
+    layers: dict[str, float]
+    network: float
+
+
+def first_order(
     rule: Rule,
     x: Tensor,
     target: Tensor,
     *,
     loss: Loss = "cross_entropy",
     reduction: str = "mean",
-) -> dict[str, float]:
-    r"""Rate at which each layer's update lowers the loss, to first order.
+) -> FirstOrder:
+    r"""Rate at which each layer's update lowers the loss, with the alignments, in two passes.
 
     A step :math:`-\eta u_l` in every layer changes the loss by :math:`-\eta \sum_l \langle
     \nabla_l \mathcal L, u_l\rangle`. A layer's term is negative where it pushes uphill; the
-    read-out's is :math:`\|\nabla_L \mathcal L\|^2` under every rule (derived).
+    read-out's is :math:`\|\nabla_L \mathcal L\|^2` under every rule (derived). The expected step
+    of minibatch training is that of the whole training set: on a part of it, noise makes the
+    descent too large.
 
     Args:
         rule, x, target, loss, reduction: as in :meth:`fabook.rules.Rule.gradients`.
 
     Returns:
-        :math:`\langle \nabla_l \mathcal L, u_l\rangle` by layer name, bottom to top, over all
-        its parameters that learn.
+        FirstOrder; layers that do not learn are left out.
 
     Example:
         >>> from fabook import mlp, FA
         >>> g = torch.Generator().manual_seed(0)
         >>> rule = FA(mlp([4, 3, 2], generator=g), generator=g)
-        >>> found = descent(rule, torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1]))
-        >>> list(found), found["2"] > 0
+        >>> found = first_order(rule, torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1]))
+        >>> list(found.descent), found.descent["2"] > 0
         (['0', '2'], True)
     """
-    with unchanged(rule):
-        ours = rule.gradients(x, target, loss=loss, reduction=reduction)
-    with unchanged(rule):
-        true = BP(rule.net).gradients(x, target, loss=loss, reduction=reduction)
-    found: dict[str, float] = {}
+    both = []
+    for each in (rule, BP(rule.net)):
+        with unchanged(rule):
+            both.append(each.gradients(x, target, loss=loss, reduction=reduction))
+    ours, true = both
+    descent: dict[str, float] = {}
     for name, update in ours.items():
         layer = name.rpartition(".")[0]
         term = float((update.double() * true[name].double()).sum())
-        found[layer] = found.get(layer, 0.0) + term
-    return found
+        descent[layer] = descent.get(layer, 0.0) + term
+    weights = {n: f"{n}.weight" for n in rule.layers if f"{n}.weight" in ours}
+    return FirstOrder(
+        descent,
+        {layer: float(cosine(ours[name], true[name])) for layer, name in weights.items()},
+        _cosine_of_all([(ours[name], true[name]) for name in weights.values()]),
+    )
 
 
 def hidden_share(steps: ArrayLike, hidden: ArrayLike, total: ArrayLike) -> np.ndarray:
     r"""Share of the descent so far that is due to the hidden layers.
 
-    :math:`\int_0^t \text{hidden} / \int_0^t \text{total}`, with :func:`descent` seen at chosen
+    :math:`\int_0^t \text{hidden} / \int_0^t \text{total}`, with :func:`first_order` seen at chosen
     steps and joined by straight lines. Negative where hidden layers have pushed uphill (derived).
 
     Args:

@@ -16,7 +16,7 @@ from fabook.metrics import (
     Walk,
     conserved,
     cosine,
-    descent,
+    first_order,
     gradient_alignment,
     gradient_alignment_per_sample,
     growth_exponent,
@@ -524,7 +524,7 @@ def test_measuring_leaves_everything_bit_identical(rule):
         before = fingerprint(bound)
         gradient_alignment(bound, x, y)
         network_alignment(bound, x, y)
-        descent(bound, x, y)
+        first_order(bound, x, y)
         gradient_alignment_per_sample(bound, x, y)
         gradient_alignment_per_sample(bound, x, y, at="activation")
         if rule not in ("BP", "Shallow"):
@@ -581,7 +581,7 @@ def test_alignment_is_plain_data():
 def test_descent_is_the_slope_of_the_loss_along_the_update(rule):
     net, x, y = net_of(5, 4, 6, 3), randn(9, 5), labels(9, 3)
     bound = make(rule, net)
-    found = descent(bound, x, y)
+    found = first_order(bound, x, y).descent
     assert list(found) == ["0", "2", "4"]
     updates, eps = bound.gradients(x, y), 1e-6
     for layer, slope in found.items():
@@ -598,9 +598,11 @@ def test_descent_is_the_slope_of_the_loss_along_the_update(rule):
 
 def test_descent_of_the_readout_does_not_depend_on_the_rule():
     net, x, y = net_of(5, 4, 6, 3), randn(9, 5), labels(9, 3)
-    tops = [descent(make(name, net), x, y)["4"] for name in ("BP", "FA", "DFA", "Shallow")]
+    tops = [
+        first_order(make(name, net), x, y).descent["4"] for name in ("BP", "FA", "DFA", "Shallow")
+    ]
     assert tops == pytest.approx([tops[0]] * 4, rel=1e-12)
-    hidden = descent(make("Shallow", net), x, y)
+    hidden = first_order(make("Shallow", net), x, y).descent
     assert hidden["0"] == hidden["2"] == 0
 
 
@@ -610,16 +612,25 @@ def test_descent_has_the_sign_of_the_network_alignment():
     for factor in (1.0, -1.0, -30.0):
         feedback = {"0": net[2].weight, "2": factor * net[4].weight}
         bound = FA(net, feedback=feedback)
-        total = sum(descent(bound, x, y).values())
+        total = sum(first_order(bound, x, y).descent.values())
         assert total * network_alignment(bound, x, y) > 0
         signs.add(total > 0)
     assert signs == {True, False}
 
 
+@pytest.mark.parametrize("rule", ["BP", "FA", "DFA", "uSF"])
+def test_first_order_has_the_alignments_of_the_other_metrics(rule):
+    net, x, y = net_of(5, 4, 6, 3), randn(9, 5), labels(9, 3)
+    bound = make(rule, net)
+    found, hidden = first_order(bound, x, y), gradient_alignment(bound, x, y).layers
+    assert found.network == pytest.approx(network_alignment(bound, x, y), abs=1e-14)
+    assert found.layers == pytest.approx(hidden | {"4": 1.0}, abs=1e-14)
+
+
 def test_frozen_layers_descend_nothing():
     net, x, y = net_of(5, 4, 3), randn(9, 5), labels(9, 3)
     net[0].requires_grad_(False)
-    assert list(descent(make("FA", net), x, y)) == ["2"]
+    assert list(first_order(make("FA", net), x, y).descent) == ["2"]
 
 
 def test_hidden_share_is_the_ratio_of_the_integrals():
