@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .metrics import laws
+from .networks import choose
 from .rules import FA, Rule
 
 
@@ -33,6 +34,7 @@ class Ledger:
     Args:
         rule: as in :func:`fabook.metrics.conserved`; the law is exact for its ``sgd_step``.
         normalised: follow the laws of networks with normalisation instead.
+        biases: count biases into the norm; left out, they break the law.
 
     Raises:
         ValueError: as :func:`fabook.metrics.conserved`.
@@ -49,8 +51,9 @@ class Ledger:
         True
     """
 
-    def __init__(self, rule: Rule, *, normalised: bool = False) -> None:
-        self.laws = {law.name: law for law in laws(rule, normalised=normalised)}
+    def __init__(self, rule: Rule, *, normalised: bool = False, biases: bool = True) -> None:
+        followed = laws(rule, normalised=normalised, biases=biases)
+        self.laws = {law.name: law for law in followed}
         self._before = self._state()
         self._start = {n: (law.norm(), law.partner()) for n, law in self.laws.items()}
         self._explained = {n: torch.zeros_like(norm) for n, (norm, _) in self._start.items()}
@@ -109,6 +112,33 @@ class Ledger:
             size = max(float(t.abs().max()) for t in terms)
             found.append(float(off.abs().max()) / (size or 1.0))
         return max(found)
+
+
+def normalise(net: nn.Sequential, kind: str, *, eps: float = 1e-12) -> nn.Sequential:
+    """The same layers with BatchNorm or LayerNorm above each Linear layer but the last.
+
+    Args:
+        net: a stack of Linear layers and activations, which the new network shares.
+        kind: ``batch`` or ``layer``.
+        eps: added to the variance; the moved law is exact as it goes to zero.
+
+    Raises:
+        ValueError: unknown kind.
+
+    Example:
+        >>> from fabook import mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> [type(m).__name__ for m in normalise(mlp([4, 3, 2], generator=g), "batch")]
+        ['Linear', 'BatchNorm1d', 'Tanh', 'Linear']
+    """
+    choose("kind", kind, ("batch", "layer"))
+    norm = nn.BatchNorm1d if kind == "batch" else nn.LayerNorm
+    modules: list[nn.Module] = []
+    for module in net:
+        modules.append(module)
+        if isinstance(module, nn.Linear) and module is not net[-1]:
+            modules.append(norm(module.out_features, eps=eps, dtype=module.weight.dtype))
+    return nn.Sequential(*modules)
 
 
 @torch.no_grad()

@@ -415,12 +415,13 @@ class Law:
         return terms[self.kind].sum(1)
 
 
-def laws(rule: Rule, *, normalised: bool = False) -> list[Law]:
+def laws(rule: Rule, *, normalised: bool = False, biases: bool = True) -> list[Law]:
     """The laws behind :func:`conserved` and :func:`conserved_normalised`, bottom to top.
 
     Args:
         rule: as there.
         normalised: the laws of networks with normalisation.
+        biases: whether biases count into the norm; without them, no law holds where they learn.
 
     Raises:
         ValueError: as there.
@@ -434,7 +435,7 @@ def laws(rule: Rule, *, normalised: bool = False) -> list[Law]:
         _outgoing(rule, name, len(layer.weight))  # refuses layers that do not share their units
         pair = partial(_outgoing, rule, name, len(layer.weight))
         if not normalised:
-            found.append(Law(name, partial(_by_neuron, layer), pair, kind))
+            found.append(Law(name, partial(_by_neuron, layer, biases=biases), pair, kind))
             continue
         norm = _normalisation(rule, name)
         whole = isinstance(norm, nn.LayerNorm)
@@ -444,9 +445,10 @@ def laws(rule: Rule, *, normalised: bool = False) -> list[Law]:
     return found
 
 
-def _by_neuron(module: Any, whole: bool = False) -> Tensor:
+def _by_neuron(module: Any, whole: bool = False, biases: bool = True) -> Tensor:
     """Weights and biases of each neuron in a row, (n, k); (1, n k) for the whole layer."""
-    parts = [p.detach().double() for p in (module.weight, module.bias) if p is not None]
+    own = (module.weight, module.bias if biases else None)
+    parts = [p.detach().double() for p in own if p is not None]
     rows = torch.cat([p.flatten(1) if p.ndim > 1 else p[:, None] for p in parts], 1)
     return rows.reshape(1, -1) if whole else rows
 

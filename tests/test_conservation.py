@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fabook.conservation import Ledger, dominant_start
+from fabook.conservation import Ledger, dominant_start, normalise
 from fabook.metrics import conserved, conserved_normalised
 from fabook.networks import convnet, mlp
 from fabook.rules import BP, DFA, FA, RULES
@@ -107,10 +107,9 @@ def test_weights_that_cross_zero_enter_the_law_of_signs():
     assert ledger.residual() < 1e-13
 
 
-@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.LayerNorm])
+@pytest.mark.parametrize("kind", ["batch", "layer"])
 def test_the_moved_laws_of_normalisation_are_exact(kind):
-    net = network([5, 6, 3])
-    net.insert(1, kind(6, eps=1e-30, dtype=double))
+    net = normalise(network([5, 6, 3]), kind, eps=1e-30)
     bound = FA(net, generator=stream(0, "f"))
     moved, naive = Ledger(bound, normalised=True), Ledger(bound)
     assert list(moved.drift()) == list(conserved_normalised(bound)) == ["0 weights", "0 scales"]
@@ -134,6 +133,30 @@ def test_convolution_pooling_and_flatten_keep_the_law():
         ledger.step()
     assert ledger.residual() < 1e-13
     assert max(float(c.max()) for c in ledger.drift().values()) > 1e-5
+
+
+def test_normalisation_shares_the_layers_of_the_network():
+    net = network([5, 6, 7, 3])
+    kinds = [type(m).__name__ for m in normalise(net, "layer")]
+    assert kinds == ["Linear", "LayerNorm", "ReLU", "Linear", "LayerNorm", "ReLU", "Linear"]
+    assert normalise(net, "batch")[3] is net[2]
+    with pytest.raises(ValueError, match="kind must be one of batch, layer; got 'group'"):
+        normalise(net, "group")
+
+
+def test_biases_left_out_leave_half_their_squares_unexplained():
+    bound = FA(network([5, 6, 3]), generator=stream(0, "f"))
+    whole, without = Ledger(bound), Ledger(bound, biases=False)
+    start = bound.net[0].bias.detach().clone()
+    for step in range(20):
+        bound.sgd_step(*data(step, 8, 5, 3, "cross_entropy"), 0.1)
+        whole.step()
+        without.step()
+    assert whole.residual() < 1e-13
+    assert without.residual() > 1e-3
+    b = bound.net[0].bias.detach()
+    ours = whole.drift()["0"] - without.drift()["0"]
+    torch.testing.assert_close(ours, (b.square() - start.square()) / 2)
 
 
 @pytest.mark.parametrize("broken", ["tanh", "Adam", "momentum"])
