@@ -46,7 +46,7 @@ class Ledger:
         >>> rule = FA(net, generator=g)
         >>> ledger = Ledger(rule)
         >>> loss = rule.sgd_step(torch.ones(5, 4).double(), torch.tensor([0, 1, 1, 0, 1]), 0.5)
-        >>> ledger.step()
+        >>> ledger.enter()
         >>> ledger.residual() < 1e-14
         True
     """
@@ -66,7 +66,7 @@ class Ledger:
             for n, law in self.laws.items()
         }
 
-    def step(self) -> None:
+    def enter(self) -> None:
         """Enter the step that the weights have taken since the last entry."""
         now = self._state()
         for name, law in self.laws.items():
@@ -114,7 +114,7 @@ class Ledger:
         return max(found)
 
 
-def normalise(net: nn.Sequential, kind: str, *, eps: float = 1e-12) -> nn.Sequential:
+def normalise(net: nn.Sequential, kind: str, *, eps: float = 1e-30) -> nn.Sequential:
     """The same layers with BatchNorm or LayerNorm above each Linear layer but the last.
 
     Args:

@@ -44,7 +44,7 @@ def run(rule, ledger, steps, batch, lr, loss, seed=0):
     sizes = rule.net[0].in_features, rule.net[-1].out_features
     for step in range(steps):
         rule.sgd_step(*data(step, batch, *sizes, loss, seed), lr, loss=LOSSES[loss])
-        ledger.step()
+        ledger.enter()
 
 
 @few
@@ -115,8 +115,8 @@ def test_the_moved_laws_of_normalisation_are_exact(kind):
     assert list(moved.drift()) == list(conserved_normalised(bound)) == ["0 weights", "0 scales"]
     for step in range(20):
         bound.sgd_step(*data(step, 8, 5, 3, "cross_entropy"), 0.1)
-        moved.step()
-        naive.step()
+        moved.enter()
+        naive.enter()
     assert moved.residual() < 1e-12
     assert naive.residual() > 1e-3
 
@@ -130,7 +130,7 @@ def test_convolution_pooling_and_flatten_keep_the_law():
     for step in range(6):
         x, y = data(step, 5, 64, 3, "cross_entropy")
         bound.sgd_step(x.reshape(5, 1, 8, 8), y, 0.1)
-        ledger.step()
+        ledger.enter()
     assert ledger.residual() < 1e-13
     assert max(float(c.max()) for c in ledger.drift().values()) > 1e-5
 
@@ -150,8 +150,8 @@ def test_biases_left_out_leave_half_their_squares_unexplained():
     start = bound.net[0].bias.detach().clone()
     for step in range(20):
         bound.sgd_step(*data(step, 8, 5, 3, "cross_entropy"), 0.1)
-        whole.step()
-        without.step()
+        whole.enter()
+        without.enter()
     assert whole.residual() < 1e-13
     assert without.residual() > 1e-3
     b = bound.net[0].bias.detach()
@@ -172,7 +172,7 @@ def test_what_breaks_the_law_leaves_drift_unexplained(broken):
     for step in range(20):
         bound.backward(*data(step, 8, 5, 3, "cross_entropy"))
         optimizer.step()
-        ledger.step()
+        ledger.enter()
     assert ledger.residual() > 1e-3
 
 
