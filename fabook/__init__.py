@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import (
         claims,
+        conservation,
         data,
         deep_linear,
         metrics,
+        minimum_norm,
         networks,
         online,
         plots,
@@ -50,6 +52,8 @@ _EXPORTS = {
     "streams": "stream",
     "training": "History accuracy train",
     **dict.fromkeys("claims data deep_linear metrics plots stability stacked theory".split(), ""),
+    **dict.fromkeys(["claims", "conservation", "data", "deep_linear", "metrics"], ""),
+    **dict.fromkeys(["minimum_norm", "plots", "stacked", "theory"], ""),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 

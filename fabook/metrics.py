@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -488,7 +489,8 @@ def conserved(rule: Rule) -> dict[str, Tensor]:
     - uSF and frSF: :math:`\sum |b| |w|`;
     - DFA: :math:`\sum F w` for the last hidden layer alone, the only one for which a law holds.
 
-    A layer's quantity is the sum over its neurons.
+    A layer's quantity is the sum over its neurons. A convolution's neurons are its channels; where
+    Flatten follows, a channel owns all the columns above that read it.
 
     Args:
         rule: BP, FA, DFA, uSF, frSF or Kolen-Pollack on a network of adjacent weight layers.
@@ -497,7 +499,7 @@ def conserved(rule: Rule) -> dict[str, Tensor]:
         float64 vectors (n_l) by layer name.
 
     Raises:
-        ValueError: for rules without a law, and where Flatten stands between two layers.
+        ValueError: for rules without a law, and where two layers do not share their units.
 
     Example:
         >>> from fabook import mlp, FA
@@ -506,35 +508,148 @@ def conserved(rule: Rule) -> dict[str, Tensor]:
         >>> conserved(rule)["0"].shape
         torch.Size([3])
     """
-    partner = _partner(rule)
+    return {law.name: law.norm() - law.partner() for law in laws(rule)}
+
+
+def conserved_normalised(rule: Rule) -> dict[str, Tensor]:
+    r"""The laws of networks with BatchNorm or LayerNorm between each hidden layer and activation.
+
+    Normalisation forgets the size of its input, so the norm of the weights below it is conserved
+    by itself, and its own scale and shift take their place in the law (derived):
+
+    .. math:: \tfrac12 \|W_l\|^2 + \tfrac12 \|b_l\|^2, \qquad
+       \tfrac12 (\gamma_{l,j}^2 + \beta_{l,j}^2) - P_{l,j}.
+
+    The first holds for each neuron under BatchNorm, and for the whole layer under LayerNorm, which
+    normalises over the neurons; both hold to the order of the module's ``eps`` over the variance.
+
+    Args:
+        rule: as in :func:`conserved`.
+
+    Returns:
+        float64 vectors by ``"<layer> weights"`` and ``"<layer> scales"``.
+
+    Raises:
+        ValueError: for a hidden layer without BatchNorm or LayerNorm of its own; as
+            :func:`conserved`.
+
+    Example:
+        >>> from fabook import mlp, FA
+        >>> g = torch.Generator().manual_seed(0)
+        >>> net = mlp([4, 3, 2], activation="relu", generator=g)
+        >>> net.insert(1, torch.nn.BatchNorm1d(3))[1].num_features
+        3
+        >>> list(conserved_normalised(FA(net, generator=g)))
+        ['0 weights', '0 scales']
+    """
+    return {law.name: law.norm() - law.partner() for law in laws(rule, normalised=True)}
+
+
+@dataclass(frozen=True)
+class Law:
+    """A conservation law of one layer: half the squares of some weights, minus their partner.
+
+    Attributes:
+        name: the key in :func:`conserved` or :func:`conserved_normalised`.
+        incoming: current weights that count with half their squares, (n, k).
+        pair: current outgoing weights and feedback in their place, (n, m) each; None for none.
+        kind: ``weight`` where the partner is half the squares of the outgoing weights,
+            ``feedback`` where of the feedback, ``product`` where the sum of products.
+    """
+
+    name: str
+    incoming: Callable[[], Tensor]
+    pair: Callable[[], tuple[Tensor, Tensor]] | None
+    kind: str
+
+    def norm(self) -> Tensor:
+        """Half the squares of the incoming weights, (n)."""
+        return self.incoming().square().sum(1) / 2
+
+    def partner(self) -> Tensor:
+        """What the norm is weighed against, (n): under FA the inner product of W and B."""
+        if self.pair is None:
+            return torch.zeros_like(self.norm())
+        w, b = self.pair()
+        terms = {"weight": w.square() / 2, "feedback": b.square() / 2, "product": b * w}
+        return terms[self.kind].sum(1)
+
+
+def laws(rule: Rule, *, normalised: bool = False, biases: bool = True) -> list[Law]:
+    """The laws behind :func:`conserved` and :func:`conserved_normalised`, bottom to top.
+
+    Args:
+        rule: as there.
+        normalised: the laws of networks with normalisation.
+        biases: whether biases count into the norm; without them, no law holds where they learn.
+
+    Raises:
+        ValueError: as there.
+    """
+    kind = _kind(rule)
     names = rule.layers[-2:-1] if isinstance(rule, DFA) else rule.layers[:-1]
-    found: dict[str, Tensor] = {}
     modules = dict(rule.net.named_modules())
+    found = []
     for name in names:
-        layer, above = modules[name], rule._above[name]
-        incoming = layer.weight.detach().double().flatten(1).square().sum(1) / 2
-        if layer.bias is not None:
-            incoming += layer.bias.detach().double().square() / 2
-        w = above.weight.detach().double()
-        b = rule.feedback.get(name, w).double()
-        b = b.t() if isinstance(rule, DFA) else b
-        outgoing = partner(w, b)
-        if outgoing.shape[1] != incoming.shape[0]:
-            raise ValueError(
-                f"layers {name!r} and the next do not share their units: {incoming.shape[0]} "
-                f"outputs against {outgoing.shape[1]} inputs"
-            )
-        sums = outgoing.sum([d for d in range(outgoing.ndim) if d != 1])
-        found[name] = incoming - sums
+        layer: Any = modules[name]
+        _outgoing(rule, name, len(layer.weight))  # refuses layers that do not share their units
+        pair = partial(_outgoing, rule, name, len(layer.weight))
+        if not normalised:
+            found.append(Law(name, partial(_by_neuron, layer, biases=biases), pair, kind))
+            continue
+        norm = _normalisation(rule, name)
+        whole = isinstance(norm, nn.LayerNorm)
+        incoming = partial(_by_neuron, layer, whole=whole)
+        found.append(Law(f"{name} weights", incoming, None, kind))
+        found.append(Law(f"{name} scales", partial(_by_neuron, norm), pair, kind))
     return found
 
 
-def _partner(rule: Rule) -> Callable[[Tensor, Tensor], Tensor]:
+def _by_neuron(module: Any, whole: bool = False, biases: bool = True) -> Tensor:
+    """Weights and biases of each neuron in a row, (n, k); (1, n k) for the whole layer."""
+    own = (module.weight, module.bias if biases else None)
+    parts = [p.detach().double() for p in own if p is not None]
+    rows = torch.cat([p.flatten(1) if p.ndim > 1 else p[:, None] for p in parts], 1)
+    return rows.reshape(1, -1) if whole else rows
+
+
+def _outgoing(rule: Rule, name: str, units: int) -> tuple[Tensor, Tensor]:
+    """Outgoing weights of each neuron of a layer, and the feedback in their place, (n, m) each."""
+    above = rule._above[name]
+    w = above.weight.detach().double()
+    b = rule.feedback.get(name, w).double()
+    b = b.t() if isinstance(rule, DFA) else b
+    inputs = w.shape[1]
+    flattened = isinstance(above, nn.Linear) and inputs % units == 0
+    if not flattened and inputs != units:
+        raise ValueError(
+            f"layers {name!r} and the next do not share their units: {units} outputs against "
+            f"{inputs} inputs"
+        )
+    first, second = (m.transpose(0, 1).reshape(units, -1) for m in (w, b))
+    return first, second
+
+
+def _normalisation(rule: Rule, name: str) -> nn.Module:
+    """The BatchNorm or LayerNorm that follows a hidden layer."""
+    stack = [n for n, _ in rule._stack]
+    after = rule._stack[
+        stack.index(name) + 1 : stack.index(rule.layers[rule.layers.index(name) + 1])
+    ]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+    norms = [m for _, m in after if isinstance(m, kinds) and m.weight is not None]
+    if len(norms) != 1 or len(norms[0].weight.shape) != 1:
+        raise ValueError(
+            f"layer {name!r} needs one BatchNorm or LayerNorm with scale above it; got {len(norms)}"
+        )
+    return norms[0]
+
+
+def _kind(rule: Rule) -> str:
     lawful = isinstance(rule, BP | FA | DFA | USF | FRSF | KolenPollack)
     if not lawful or isinstance(rule, BRSF | DRTP):
         raise ValueError(f"no conservation law is known for {type(rule).__name__}")
     if isinstance(rule, BP):
-        return lambda w, b: w.square() / 2
-    if isinstance(rule, KolenPollack):
-        return lambda w, b: b.square() / 2
-    return lambda w, b: b * w  # FA, DFA; for B = |R| sign(W) this is |R||W|
+        return "weight"
+    # FA, DFA; for B = |R| sign(W) the product is |R||W|
+    return "feedback" if isinstance(rule, KolenPollack) else "product"

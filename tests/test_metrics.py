@@ -15,6 +15,7 @@ from fabook.metrics import (
     Alignment,
     Walk,
     conserved,
+    conserved_normalised,
     cosine,
     first_order,
     gradient_alignment,
@@ -391,7 +392,7 @@ def test_conserved_is_its_formula():
 def change(now, before, layer, bias=True):
     """Half the squared step of each neuron's incoming weights and bias."""
     step = now[f"{layer}.weight"] - before[f"{layer}.weight"]
-    total = step.flatten(1).square().sum(1) / 2
+    total = step.reshape(len(step), -1).square().sum(1) / 2
     if f"{layer}.bias" in now and bias:
         total = total + (now[f"{layer}.bias"] - before[f"{layer}.bias"]).square() / 2
     return total
@@ -497,9 +498,70 @@ def test_rules_without_a_law_are_refused(rule):
 
 
 def test_units_must_be_shared_by_the_two_layers():
-    net = convnet((1, 6, 6), [2], [4], 3, activation="relu", generator=stream(0, "weights"))
-    with pytest.raises(ValueError, match="layers '0' and the next do not share their units: 2"):
-        conserved(make("FA", net))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten())
+    with pytest.raises(ValueError, match="layers '0' and the next do not share their units: 4"):
+        conserved(make("FA", net.append(nn.Linear(16, 3))))
+
+
+def test_a_flattened_channel_owns_all_its_columns():
+    """The law of a channel sums over everything above that reads it."""
+    net = convnet((1, 8, 8), [3], [5], 3, kernel=3, pool=2, activation="relu", dtype=double,
+                  generator=stream(0, "weights"))  # fmt: skip
+    bound = make("FA", net)
+    W, B = net[4].weight.detach(), bound.feedback["0"]
+    own = net[0].weight.detach().flatten(1).square().sum(1) / 2
+    want = own - (W * B).reshape(5, 3, 9).sum((0, 2))
+    torch.testing.assert_close(conserved(bound)["0"], want)
+    got, said = drift("FA", net, shape=(1, 8, 8), lr=0.1, steps=4)
+    for name, c in got.items():
+        torch.testing.assert_close(c, said[name], rtol=0, atol=1e-13)
+        assert said[name].abs().max() > 1e-6
+
+
+def normalised_net(kind, seed=0):
+    """5-6-7-3 ReLU with normalisation that forgets its input's size exactly (eps = 1e-30)."""
+    modules = []
+    for module in net_of(5, 6, 7, 3, activation="relu", seed=seed):
+        modules.append(module)
+        if isinstance(module, nn.Linear) and module.out_features != 3:
+            norm = kind(module.out_features, eps=1e-30, dtype=double)
+            with torch.no_grad():
+                norm.weight.copy_(1 + 0.2 * randn(module.out_features, seed=1))
+                norm.bias.copy_(0.2 * randn(module.out_features, seed=2))
+            modules.append(norm)
+    return nn.Sequential(*modules)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.LayerNorm])
+@pytest.mark.parametrize("rule", ["FA", "BP", "DFA"])
+def test_normalisation_moves_the_law_to_its_scale_and_shift(rule, kind):
+    net = normalised_net(kind)
+    bound = make(rule, net)
+    start = conserved_normalised(bound)
+    said = {name: torch.zeros_like(c) for name, c in start.items()}
+    for step in range(10):
+        before = {k: p.detach().clone() for k, p in net.named_parameters()}
+        bound.sgd_step(randn(7, 5, seed=step), labels(7, 3, seed=step), 0.1)
+        now = {k: p.detach() for k, p in net.named_parameters()}
+        for name in said:
+            layer, which = name.split()
+            moved = change(now, before, layer if which == "weights" else str(int(layer) + 1))
+            said[name] += moved.sum() if kind is nn.LayerNorm and which == "weights" else moved
+            if which == "scales" and rule == "BP":
+                above = f"{int(layer) + 3}.weight"
+                said[name] -= (now[above] - before[above]).square().sum(0) / 2
+    got = conserved_normalised(bound)
+    assert list(got) == [n for n in said if rule != "DFA" or n.startswith("3")]
+    for name, c in got.items():
+        torch.testing.assert_close(c - start[name], said[name], rtol=0, atol=1e-12)
+        assert said[name].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("extra", [[], [nn.BatchNorm1d(4, affine=False)]])
+def test_the_moved_law_needs_normalisation_with_scale(extra):
+    net = nn.Sequential(nn.Linear(5, 4), *extra, nn.ReLU(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="layer '0' needs one BatchNorm or LayerNorm"):
+        conserved_normalised(make("FA", net))
 
 
 # --- measuring leaves no trace --------------------------------------------------------------------
