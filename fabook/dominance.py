@@ -153,9 +153,9 @@ def measure(rule: FA, x: Tensor, y: Tensor, loss: str) -> dict[str, float]:
     Returns:
         ``loss``; ``share`` D; ``least`` the smallest :math:`w_jb_j` and ``dominant`` the fraction
         of neurons where it is positive; ``conserved`` the smallest :math:`c_j`; ``readout`` and
-        ``hidden``, the two parts of :math:`-\dot{\mathcal L}`; ``eigenvalue`` and
-        ``tangent``, the least ones of :func:`kernel` and :func:`tangent_kernel`; ``worst``, the largest loss of a sample; ``active``, the smallest fraction of
-        neurons that a sample activates.
+        ``hidden``, the two parts of :math:`-\dot{\mathcal L}`; ``eigenvalue`` and ``tangent``,
+        the least ones of :func:`kernel` and :func:`tangent_kernel`; ``worst``, the largest loss of
+        a sample; ``active``, the smallest fraction of neurons that a sample activates.
     """
     u, w = (p.detach() for p in rule.net.parameters())
     w, b = w[0], rule.feedback["0"][0]
