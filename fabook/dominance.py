@@ -1,0 +1,265 @@
+r"""Alignment dominance in two-layer ReLU networks: when feedback alignment descends, and how fast.
+
+The network has a scalar output, :math:`f(x) = \sum_j w_j\,\phi(u_j\cdot x)` with ReLU, feedback
+:math:`b_j` in place of :math:`w_j`, and no biases. With
+:math:`G_j = \sum_i (\partial\mathcal L/\partial f_i)\,\phi'(u_j\cdot x_i)\,x_i` the true gradient
+of :math:`u_j` is :math:`w_j G_j` and its update :math:`b_j G_j`, so that under gradient flow
+
+.. math:: \dot{\mathcal L} = -\sum_j \left(\frac{\partial \mathcal L}{\partial w_j}\right)^2
+          - \sum_j (w_j b_j)\,\|G_j\|^2,
+          \qquad c_j = w_j b_j - \tfrac12 \|u_j\|^2 \text{ conserved.}
+
+Robertson & Koyejo (2024) prove convergence from "alignment dominance". The abstract does not define
+it; here it means :math:`c_j \ge 0` for every neuron at the start, our reconstruction. All formulas
+of this module are derived.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .metrics import conserved
+from .rules import FA, output_error
+
+
+def half_mean_square(f: Tensor, y: Tensor) -> Tensor:
+    r"""Squared loss :math:`\frac{1}{2n}\sum_i (f_i - y_i)^2`, half of ``mse``."""
+    return (f - y).square().mean() / 2
+
+
+def logistic(f: Tensor, y: Tensor) -> Tensor:
+    r"""Logistic loss :math:`\frac1n\sum_i \log(1 + e^{-y_i f_i})`, labels plus or minus one."""
+    return F.softplus(-y * f).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared": half_mean_square,
+    "logistic": logistic,
+}
+
+
+def readout(u: Tensor, b: Tensor, *, factor: float, offset: float = 0.0) -> Tensor:
+    r"""Read-out whose alignment is :math:`w_j b_j = a\,\tfrac12\|u_j\|^2 + c`.
+
+    Dominant (:math:`c_j \ge 0`) for ``factor`` of at least one and ``offset`` not negative; both
+    negative is the opposite start, with every neuron pushed uphill.
+
+    Args:
+        u: (h, d) first-layer weights.
+        b: (h,) feedback, without zeros.
+        factor: a.
+        offset: c.
+
+    Raises:
+        ValueError: if a feedback weight is zero.
+
+    Example:
+        >>> u, b = torch.ones(3, 2), torch.tensor([1.0, -2.0, 0.5])
+        >>> (readout(u, b, factor=1.5) * b).tolist()
+        [1.5, 1.5, 1.5]
+    """
+    if not bool((b != 0).all()):
+        raise ValueError("feedback weights must not be zero")
+    return (factor * u.square().sum(1) / 2 + offset) / b
+
+
+def neuron_signals(u: Tensor, x: Tensor, error: Tensor) -> Tensor:
+    r""":math:`G_j = \sum_i e_i\,\phi'(u_j\cdot x_i)\,x_i`, the part that gradient and update share.
+
+    Args:
+        u: (h, d) first-layer weights.
+        x: (n, d) inputs.
+        error: (n,) derivative of the loss with respect to each output.
+
+    Returns:
+        (h, d).
+    """
+    active = (x @ u.mT > 0).to(x.dtype)
+    return (active * error[:, None]).mT @ x
+
+
+def dominance_share(alignment: Tensor, signals: Tensor) -> Tensor:
+    r"""Share of the first layer's motion that descends, in [-1, 1].
+
+    .. math:: D = \frac{\sum_j (w_j b_j)\|G_j\|^2}{\sum_j |w_j b_j|\,\|G_j\|^2}
+
+    The first layer lowers the loss if and only if D > 0. NaN where nothing moves.
+
+    Args:
+        alignment: (h,) products :math:`w_j b_j`.
+        signals: (h, d) from :func:`neuron_signals`.
+
+    Example:
+        >>> G = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> float(dominance_share(torch.tensor([3.0, -1.0]), G))
+        0.5
+    """
+    size = signals.square().sum(1)
+    return (alignment * size).sum() / (alignment.abs() * size).sum()
+
+
+def kernel(u: Tensor, x: Tensor) -> Tensor:
+    r""":math:`K_{ik} = (x_i\cdot x_k)\,\#\{j: \text{active on both}\}`.
+
+    For the squared loss with errors :math:`\epsilon_i = f_i - y_i`,
+    :math:`\sum_j \|G_j\|^2 = \epsilon^T K \epsilon / n^2`.
+
+    Args:
+        u: (h, d) first-layer weights.
+        x: (n, d) inputs.
+
+    Returns:
+        (n, n), symmetric and positive semidefinite.
+    """
+    active = (x @ u.mT > 0).to(x.dtype)
+    return (x @ x.mT) * (active @ active.mT)
+
+
+def tangent_kernel(u: Tensor, alignment: Tensor, x: Tensor) -> Tensor:
+    r"""Kernel of feedback alignment, :math:`\Theta = HH^T + XX^T \circ S\,\mathrm{diag}(wb)\,S^T`.
+
+    With hidden activities H (n, h) and their derivatives S. The squared loss moves exactly by
+    :math:`\dot L = -\epsilon^T\Theta\,\epsilon/n^2`; where every :math:`w_jb_j \ge c > 0`,
+    :math:`\Theta \succeq H H^T + cK`.
+
+    Args:
+        u: (h, d) first-layer weights.
+        alignment: (h,) products :math:`w_j b_j`.
+        x: (n, d) inputs.
+
+    Returns:
+        (n, n), symmetric.
+    """
+    z = x @ u.mT
+    active = (z > 0).to(x.dtype)
+    return z.relu() @ z.relu().mT + (x @ x.mT) * ((active * alignment) @ active.mT)
+
+
+@torch.no_grad()
+def measure(rule: FA, x: Tensor, y: Tensor, loss: str) -> dict[str, float]:
+    r"""Everything that the two bounds need, at the present weights.
+
+    Args:
+        rule: FA on ``mlp([d, h, 1], activation="relu", bias=False)``.
+        x: (n, d) inputs.
+        y: (n, 1) targets, plus or minus one for the logistic loss.
+        loss: ``squared`` or ``logistic``.
+
+    Returns:
+        ``loss``; ``share`` D; ``least`` the smallest :math:`w_jb_j` and ``dominant`` the fraction
+        of neurons where it is positive; ``conserved`` the smallest :math:`c_j`; ``readout`` and
+        ``hidden``, the two parts of :math:`-\dot{\mathcal L}`; ``eigenvalue`` and ``tangent``,
+        the least ones of :func:`kernel` and :func:`tangent_kernel`; ``worst``, the largest loss of
+        a sample; ``active``, the smallest fraction of neurons that a sample activates.
+    """
+    u, w = (p.detach() for p in rule.net.parameters())
+    w, b = w[0], rule.feedback["0"][0]
+    f = rule.net(x)
+    value, error = output_error(f, y, LOSSES[loss])
+    signals = neuron_signals(u, x, error[:, 0])
+    z = x @ u.mT
+    alignment = w * b
+    each = F.softplus(-y * f) if loss == "logistic" else (f - y).square() / 2
+    return {
+        "loss": float(value),
+        "share": float(dominance_share(alignment, signals)),
+        "least": float(alignment.min()),
+        "dominant": float((alignment > 0).double().mean()),
+        "conserved": float(-conserved(rule)["0"].max()),
+        "readout": float((z.relu().mT @ error).square().sum()),
+        "hidden": float((alignment * signals.square().sum(1)).sum()),
+        "eigenvalue": float(torch.linalg.eigvalsh(kernel(u, x))[0]),
+        "tangent": float(torch.linalg.eigvalsh(tangent_kernel(u, alignment, x))[0]),
+        "worst": float(each.max()),
+        "active": float((z > 0).double().mean(1).min()),
+    }
+
+
+def exponential_bound(t: Tensor, eigenvalue: Tensor, loss0: float, c: float, n: int) -> Tensor:
+    r"""Squared loss: :math:`L(t) \le L(0)\exp(-\frac{2c}{n}\int_0^t \lambda_{\min}(K_s)\,ds)`.
+
+    Holds for every flow with :math:`w_jb_j \ge c > 0`; with c = 1 and the tangent kernel in place
+    of K, for every flow whose tangent kernel is positive. The integral is a lower sum, in which the
+    kernel has on each interval the smaller of its two measured eigenvalues.
+
+    Args:
+        t: (P,) times, from zero.
+        eigenvalue: (P,) smallest eigenvalue of the kernel at these times.
+        loss0: L(0).
+        c: smallest conserved :math:`c_j`.
+        n: number of samples.
+
+    Example:
+        >>> t = torch.tensor([0.0, 1.0, 2.0])
+        >>> exponential_bound(t, torch.ones(3), 1.0, 0.5, 1).log().tolist()
+        [0.0, -1.0, -2.0]
+    """
+    low = torch.minimum(eigenvalue[1:], eigenvalue[:-1]).clamp(min=0)
+    integral = torch.cat([t.new_zeros(1), ((t[1:] - t[:-1]) * low).cumsum(0)])
+    return loss0 * torch.exp(-2 * c / n * integral)
+
+
+def separable_bound(
+    t: Tensor, loss0: float, c: float, *, margin: float, active: float, worst: float, width: int
+) -> Tensor:
+    r"""Logistic loss on separable data: :math:`L(t) \le 1/(1/L(0) + kt)`, decay like 1/t.
+
+    .. math:: k = c\,\gamma^2 \kappa^2 h\,\varphi^2,\qquad \varphi = (1 - e^{-\ell})/\ell.
+
+    With a unit vector v of margin :math:`\gamma`,
+    :math:`\sum_j\|G_j\|^2 \ge \sum_j (G_j\cdot v)^2 \ge \gamma^2\kappa^2 h\,(\mathrm{mean}_i
+    |\ell_i'|)^2` if every sample activates :math:`\kappa h` neurons, and
+    :math:`|\ell'_i| = 1 - e^{-\ell_i} \ge \varphi\,\ell_i` if no sample's loss exceeds
+    :math:`\ell`.
+
+    Args:
+        t: times.
+        loss0: L(0).
+        c: smallest conserved :math:`c_j`.
+        margin: gamma, see :func:`margin_direction`.
+        active: kappa.
+        worst: largest loss of a sample.
+        width: h.
+
+    Example:
+        >>> t = torch.tensor([0.0, 3.0])
+        >>> separable_bound(t, 1.0, 1.0, margin=1.0, active=1.0, worst=1e-9, width=1).tolist()
+        [1.0, 0.25]
+    """
+    phi = -math.expm1(-worst) / worst
+    return 1 / (1 / loss0 + c * (margin * active * phi) ** 2 * width * t)
+
+
+def margin_direction(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+    r"""Unit vector v of largest margin :math:`\gamma = \min_i y_i\,v\cdot x_i`, and the margin.
+
+    Least distance programming by non-negative least squares (Lawson & Hanson 1974); the margin is
+    that of the vector found, so it is a margin whether or not the vector is the best.
+
+    Args:
+        x: (n, d) inputs.
+        y: (n,) labels, plus or minus one.
+
+    Returns:
+        v (d,) and the margin; not positive if no direction through the origin separates.
+
+    Example:
+        >>> x = torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
+        >>> v, margin = margin_direction(x, torch.tensor([1, -1]))
+        >>> v.tolist(), margin
+        ([1.0, 0.0], 1.0)
+    """
+    from scipy.optimize import nnls
+
+    z = (y[:, None] * x).double().cpu()
+    system = torch.cat([z.mT, z.new_ones(1, len(z))])
+    target = torch.cat([z.new_zeros(z.shape[1]), z.new_ones(1)])
+    dual = torch.as_tensor(nnls(system.numpy(), target.numpy(), maxiter=30 * len(z))[0])
+    v = (system @ dual - target)[:-1]
+    v = v / torch.linalg.vector_norm(v).clamp(min=1e-300)
+    return v.to(x), float((z @ v).min())
