@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         conservation,
         data,
         deep_linear,
+        dominance,
         metrics,
         minimum_norm,
         networks,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         stability,
         stacked,
         streams,
+        structure,
         theory,
         training,
     )
@@ -51,9 +53,8 @@ _EXPORTS = {
     "rules": "BP BRSF DFA DRTP FA FRSF RULES USF KolenPollack Rule Shallow UnsupportedModule",
     "streams": "stream",
     "training": "History accuracy train",
-    **dict.fromkeys("claims data deep_linear metrics plots stability stacked theory".split(), ""),
-    **dict.fromkeys(["claims", "conservation", "data", "deep_linear", "metrics"], ""),
-    **dict.fromkeys(["minimum_norm", "plots", "stacked", "theory"], ""),
+    **dict.fromkeys("claims conservation data deep_linear dominance metrics".split(), ""),
+    **dict.fromkeys("minimum_norm plots stability stacked structure theory".split(), ""),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
