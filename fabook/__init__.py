@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         dominance,
         metrics,
         minimum_norm,
+        multiclass,
         networks,
         online,
         plots,
@@ -54,7 +55,7 @@ _EXPORTS = {
     "streams": "stream",
     "training": "History accuracy train",
     **dict.fromkeys("claims conservation data deep_linear dominance metrics".split(), ""),
-    **dict.fromkeys("minimum_norm plots stability stacked structure theory".split(), ""),
+    **dict.fromkeys("minimum_norm multiclass plots stability stacked structure theory".split(), ""),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
