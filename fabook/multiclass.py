@@ -20,7 +20,7 @@ def dialled_feedback(
     1 the feedback is that of backpropagation at the first step and stays there. Derived.
 
     Args:
-        net: ``nn.Sequential`` of ``nn.Linear`` layers and activations, before training.
+        net: ``nn.Sequential`` whose weights are in Linear and Conv2d layers, before training.
         rho: in [-1, 1].
         generator: CPU generator of R.
         init: distribution of R, a name of :func:`fabook.networks.draw`; that of the weights.
@@ -29,7 +29,7 @@ def dialled_feedback(
         Matrices by name of the receiving layer, for ``FA(net, feedback=...)``.
 
     Raises:
-        ValueError: for rho out of range, or a layer with weights that is not ``nn.Linear``.
+        ValueError: for rho out of range, or another layer with weights.
 
     Example:
         >>> import torch
@@ -45,8 +45,8 @@ def dialled_feedback(
     layers = [(n, m) for n, m in net.named_modules() if list(m.parameters(recurse=False))]
     found: dict[str, Tensor] = {}
     for (below, _), (name, layer) in pairwise(layers):
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(f"the dial is for nn.Linear layers; {name!r} is {layer}")
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            raise ValueError(f"the dial is for Linear and Conv2d layers; {name!r} is {layer}")
         weight = layer.weight.detach()
         noise = draw(weight.shape, init, generator=generator, dtype=weight.dtype).to(weight)
         found[below] = rho * weight + math.sqrt(1 - rho**2) * noise

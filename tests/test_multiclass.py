@@ -41,9 +41,16 @@ def test_at_one_the_first_gradient_is_the_true_one():
 def test_dial_refuses_what_it_cannot_set():
     with pytest.raises(ValueError, match=r"\[-1, 1\]; got 1\.5"):
         dialled_feedback(net(), 1.5, stream(0, "feedback"))
-    images = convnet((1, 8, 8), [4, 4], [6], 3, generator=stream(0, "weights"))
-    with pytest.raises(ValueError, match=r"nn\.Linear"):
-        dialled_feedback(images, 0.5, stream(0, "feedback"))
+    normalised = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"Linear and Conv2d layers; '1' is LayerNorm"):
+        dialled_feedback(normalised, 0.5, stream(0, "feedback"))
+
+
+def test_dial_takes_convolutions():
+    made = convnet((1, 8, 8), [4, 4], [6], 3, generator=stream(0, "weights"), dtype=torch.float64)
+    rule = FA(made, feedback=dialled_feedback(made, 1.0, stream(0, "feedback")))
+    x = torch.randn(7, 1, 8, 8, generator=stream(0, "x"), dtype=torch.float64)
+    assert gradient_alignment(rule, x, torch.arange(7) % 3).total == pytest.approx(1)
 
 
 def test_chance_is_zero_and_perfect_is_one():
