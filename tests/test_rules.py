@@ -756,6 +756,23 @@ def test_large_single_precision_layers_agree_with_torch(device):
             torch.testing.assert_close(got[key], want[key], rtol=1e-4, atol=1e-6)
 
 
+def test_large_single_precision_gradients_are_those_of_double(device):
+    net = mlp([784, 800, 10], activation="relu", generator=stream(0, "w"), dtype=torch.float32)
+    x, y = rand(600, 784).float().to(device), rand(600, low=10).to(device)
+    rule = BP(net.to(device))
+    value = rule.backward(x, y)
+    exact = copy.deepcopy(net).double()
+    loss = F.cross_entropy(exact(x.double()), y)
+    loss.backward()
+    before = net[0].weight.detach().clone()
+    rule.sgd_step(x, y, lr=0.5)
+    step = (before - net[0].weight.detach()) / 0.5
+    assert abs(float(value) - float(loss.detach())) < 1e-5
+    for gradient, tol in ((net[0].weight.grad, 1e-5), (step, 1e-3)):  # a difference of weights
+        error = (gradient - exact[0].weight.grad).norm() / exact[0].weight.grad.norm()
+        assert error < tol, float(error)
+
+
 def test_every_network_of_the_library_trains_under_every_rule(device):
     g = stream(0, "w")
     nets = {
