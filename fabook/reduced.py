@@ -1,0 +1,693 @@
+r"""Two-layer networks under feedback alignment, reduced to what n samples see of them.
+
+The network of Song, Xu & Lafferty (2021), :math:`f(x) = p^{-1/2} \beta^T \psi(W x)` with one
+output, feedback b in the place of :math:`\beta`, the mean squared error
+:math:`n^{-1}\sum_i e_i^2`, and a penalty :math:`\lambda` on the second layer alone:
+
+.. math::
+   \beta \leftarrow (1 - \eta\lambda)\,\beta - \frac{\eta}{\sqrt p}\,\psi(X W^T)^T g, \qquad
+   W \leftarrow W - \frac{\eta}{\sqrt p}\,\bigl(\psi'(X W^T) \odot g\, b^T\bigr)^T X, \qquad
+   g = \frac{2}{n}\, e .
+
+W enters through :math:`Z = X W^T` only, and Z moves by the Gram matrix :math:`K = X X^T`: a step of
+:func:`train_two_layer` costs :math:`O(n^2 p)` instead of :math:`O(n d p)`, for any activation and
+any number of inputs. In a linear network W keeps the form :math:`W_0 - b\,(X^T s)^T` and
+:math:`\beta = a \beta_0 + W_0 X^T q + c\, b`, so that n-vectors s, q and two numbers hold all: a
+step of :func:`train_linear` costs :math:`O(n^2)` whatever the width. Both are exact. Derived.
+
+The published runs have this loss. The theory of the paper has :math:`\tfrac12 \sum_i e_i^2`, for
+which the same steps have the rate :math:`2\eta/n` and the penalty :math:`\lambda n/2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from .metrics import cosine
+from .networks import Scale, choose
+from .rules import FA
+from .stacked import _LOCAL
+
+Array = NDArray[np.float64]
+
+_CHECK_EVERY = 1000  # steps between two looks for divergence
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When to stop: after ``least`` steps, at the first look at which the loss hardly changes.
+
+    The rule of the published runs: the loss is looked at every ``every`` steps, and a run ends at
+    the first look not before ``least`` at which it differs by less than ``change`` from the last.
+    """
+
+    least: int
+    every: int = 1000
+    change: float = 1e-3
+
+
+def published_stop(width: int) -> Stop:
+    r"""The published rule at a width: at least :math:`\lfloor 5000 \sqrt p / 14 \rfloor` steps.
+
+    Source: the second author's published code.
+
+    Example:
+        >>> [published_stop(p).least for p in (200, 3200, 12800)]
+        [5050, 20203, 40406]
+    """
+    return Stop(int(5000 * math.sqrt(width) // 14))
+
+
+@dataclass
+class Trajectory:
+    """What was seen of R runs; NaN after a run has stopped.
+
+    Attributes:
+        steps: (P,) number of updates before each look.
+        loss: (P, R) mean squared error.
+        cosine: (P, R) of the feedback b with the second layer :math:`\\beta`.
+        moved: (P, R) cosine of b with :math:`\\beta - \\beta_0`; NaN at the start.
+        stopped: (R,) the step at which each run ended.
+        settled: (R,) whether the stopping rule ended it, not the number of steps.
+        seen: what the probes returned, name to (P, ...).
+    """
+
+    steps: np.ndarray
+    loss: Array
+    cosine: Array
+    moved: Array
+    stopped: np.ndarray
+    settled: np.ndarray
+    seen: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def final(self, name: str) -> Array:
+        """``loss``, ``cosine`` or ``moved`` of each run where it stopped, (R,)."""
+        values = getattr(self, choose("name", name, ("loss", "cosine", "moved")))
+        at = np.searchsorted(self.steps, self.stopped)
+        return np.asarray(values[at, np.arange(len(self.stopped))], dtype=float)
+
+
+# --- the parts of a rule and its network ---------------------------------------------------------
+
+
+@dataclass
+class _Parts:
+    W: Tensor  # (p, d)
+    beta: Tensor  # (p,)
+    b: Tensor  # (p,)
+    x: Tensor  # (n, d)
+    y: Tensor  # (n,)
+    activation: nn.Module
+
+
+def _parts(rule: FA, x: Tensor, y: Tensor) -> _Parts:
+    modules: list[Any] = list(rule.net) if isinstance(rule.net, nn.Sequential) else []
+    kinds = [type(m) for m in modules]
+    activation = kinds[1] if len(kinds) == 4 else nn.Module
+    is_plain = type(rule).__name__ == "FA" and activation in _LOCAL
+    if not is_plain or kinds != [nn.Linear, activation, nn.Linear, Scale]:
+        allowed = ", ".join(kind.__name__ for kind in _LOCAL)
+        raise ValueError(
+            f"needs FA on networks.two_layer with one of {allowed}; got {type(rule).__name__} on "
+            f"{rule.net}"
+        )
+    first, act, second, scale = modules
+    p = first.out_features
+    if second.out_features != 1 or first.bias is not None or second.bias is not None:
+        raise ValueError(f"needs one output and no biases; got {rule.net}")
+    if not math.isclose(scale.factor, p**-0.5, rel_tol=1e-12):
+        raise ValueError(f"the output must be scaled by 1/sqrt({p}); got {scale.factor:g}")
+    n, d = len(x), first.in_features
+    if x.shape != (n, d) or y.numel() != n or n == 0:
+        raise ValueError(
+            f"x must be (n, {d}) and y hold n targets; got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    feedback = next(iter(rule.feedback.values()))
+    W, beta = first.weight.detach(), second.weight.detach()
+    return _Parts(W, beta[0], feedback[0], x.to(W), y.flatten().to(W), act)
+
+
+def _check_settings(lr: float, penalty: Array, steps: int) -> None:
+    if not lr > 0:
+        raise ValueError(f"lr must be positive; got {lr}")
+    if not (np.isfinite(penalty).all() and (penalty >= 0).all() and (lr * penalty < 1).all()):
+        raise ValueError(f"penalty must be in [0, 1/lr) = [0, {1 / lr:g}); got {penalty.tolist()}")
+    if steps < 0:
+        raise ValueError(f"steps must not be negative; got {steps}")
+
+
+def _drive(
+    state: _Linear | _TwoLayer,
+    runs: int,
+    steps: int,
+    look_at: Iterable[int],
+    stop: Stop | None,
+    probe: Mapping[str, Callable[[Any], Any]],
+) -> Trajectory:
+    """Take steps and looks; runs leave at their own stop."""
+    due = {int(at) for at in look_at}
+    if wrong := sorted(at for at in due if not 0 <= at <= steps):
+        raise ValueError(f"look_at must lie in [0, {steps}]; got {wrong[:3]}")
+    if stop is not None:
+        due |= set(range(0, steps + 1, stop.every))
+    active, last = np.arange(runs), np.full(runs, np.inf)
+    stopped, settled = np.full(runs, steps), np.zeros(runs, dtype=bool)
+    at, rows = [], []
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in probe}
+    for step in range(steps + 1):
+        error = state.error()
+        if step in due or step == steps or step % _CHECK_EVERY == 0:
+            row = np.full((3, runs), np.nan)
+            row[:, active] = state.look(error)
+            if not np.isfinite(row[0, active]).all():
+                run = active[~np.isfinite(row[0, active])][0]
+                raise FloatingPointError(f"run {run} diverged before step {step}: loss is infinite")
+            if step in due or step == steps:
+                at.append(step)
+                rows.append(row)
+                for name, look in probe.items():
+                    seen[name].append(np.asarray(look(state)))
+            if stop is not None and step % stop.every == 0:
+                done = (np.abs(row[0] - last) < stop.change)[active] & (step >= stop.least)
+                last = row[0]
+                stopped[active[done]], settled[active[done]] = step, True
+                if done.any():
+                    if done.all():
+                        break
+                    keep = torch.as_tensor(~done)
+                    error = error[keep.to(error.device)]
+                    state.keep(keep)
+                    active = active[~done]
+        if step < steps:
+            state.step(error)
+    loss, cos, moved = np.moveaxis(np.array(rows), 0, 1)
+    found = {name: np.stack(values) for name, values in seen.items()}
+    return Trajectory(np.array(at), loss, cos, moved, stopped, settled, found)
+
+
+# --- linear networks -----------------------------------------------------------------------------
+
+
+@dataclass
+class LinearRuns:
+    r"""R linear networks as the reduction sees them; made by :func:`linear_runs`.
+
+    Attributes:
+        K, M: (R, n, n), :math:`X X^T` and :math:`A A^T` with :math:`A = X W_0^T`.
+        m0, mb, y: (R, n), :math:`A \beta_0`, :math:`A b` and the targets.
+        b0, bb, beta2: (R,), :math:`b \cdot \beta_0`, :math:`|b|^2` and :math:`|\beta_0|^2`.
+        width: p.
+    """
+
+    K: Tensor
+    M: Tensor
+    m0: Tensor
+    mb: Tensor
+    y: Tensor
+    b0: Tensor
+    bb: Tensor
+    beta2: Tensor
+    width: int
+
+    def mirrored(self) -> LinearRuns:
+        """The same runs with feedback -b; averaging over both cancels the noise of b and beta."""
+        return LinearRuns(
+            self.K, self.M, self.m0, -self.mb, self.y, -self.b0, self.bb, self.beta2, self.width
+        )
+
+
+_VECTORS = ("K", "M", "m0", "mb", "y", "b0", "bb", "beta2")
+
+
+def linear_runs(rules: Sequence[FA], x: Sequence[Tensor], y: Sequence[Tensor]) -> LinearRuns:
+    """Reduce linear two-layer networks of one width, each with its own data.
+
+    Args:
+        rules: R rules ``FA`` on :func:`fabook.networks.two_layer` networks with ``linear`` units
+            and one output.
+        x: R inputs (n, d).
+        y: R targets (n,) or (n, 1).
+
+    Returns:
+        LinearRuns in double precision. The networks stay as they are.
+
+    Raises:
+        ValueError: other rules or networks, or shapes that do not fit together.
+    """
+    if not len(rules) == len(x) == len(y) > 0:
+        raise ValueError(
+            f"rules, x and y must be of one length, at least 1; got {len(rules)}, {len(x)}, "
+            f"{len(y)}"
+        )
+    rows: list[dict[str, Tensor]] = []
+    widths = set()
+    for rule, inputs, targets in zip(rules, x, y, strict=True):
+        parts = _parts(rule, inputs, targets)
+        if not isinstance(parts.activation, nn.Identity):
+            raise ValueError(f"needs linear units; got {parts.activation}")
+        X, W, beta, b = (v.double() for v in (parts.x, parts.W, parts.beta, parts.b))
+        A = X @ W.T
+        rows.append(
+            {"K": X @ X.T, "M": A @ A.T, "m0": A @ beta, "mb": A @ b, "y": parts.y.double()}
+            | {"b0": b @ beta, "bb": b @ b, "beta2": beta @ beta}
+        )
+        widths.add(len(beta))
+    if len(widths) > 1 or len({row["y"].shape for row in rows}) > 1:
+        raise ValueError(f"runs must share width and number of samples; got widths {widths}")
+    return LinearRuns(
+        **{k: torch.stack([row[k] for row in rows]) for k in _VECTORS}, width=max(widths)
+    )
+
+
+class _Linear:
+    """State (s, q, a, c) of R runs, with the products K s and M q carried along."""
+
+    def __init__(
+        self, runs: LinearRuns, lr: float, penalty: Array, until: NDArray[np.int64] | None
+    ) -> None:
+        for name in _VECTORS:
+            setattr(self, name, getattr(runs, name))
+        n = runs.y.shape[1]
+        self.maps = torch.cat([runs.K, runs.M], 1)  # (R, 2n, n)
+        self.h, self.lr, self.n = runs.width**-0.5, lr, n
+        device = runs.y.device
+        self.penalty = torch.as_tensor(penalty, device=device)
+        self.until = None if until is None else torch.as_tensor(until, device=device)
+        self.q = torch.zeros_like(runs.y)
+        self.Ks, self.Mq = torch.zeros_like(runs.y), torch.zeros_like(runs.y)
+        self.a, self.c = torch.ones_like(runs.b0), torch.zeros_like(runs.b0)
+        self.taken = 0
+
+    K: Tensor
+    M: Tensor
+    m0: Tensor
+    mb: Tensor
+    y: Tensor
+    b0: Tensor
+    bb: Tensor
+    beta2: Tensor
+
+    def keep(self, mask: Tensor) -> None:
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Tensor):
+                setattr(self, name, value[mask.to(value.device)])
+
+    def along_b(self) -> Tensor:
+        r""":math:`b \cdot \beta`, (R,)."""
+        return self.a * self.b0 + (self.mb * self.q).sum(1) + self.c * self.bb
+
+    def error(self) -> Tensor:
+        f = self.a[:, None] * self.m0 + self.Mq + self.c[:, None] * self.mb
+        f.addcmul_(self.along_b()[:, None], self.Ks, value=-1.0)
+        return f.mul_(self.h).sub_(self.y)
+
+    def step(self, error: Tensor) -> None:
+        g = error * (2 / self.n)
+        Kg, Mg = torch.bmm(self.maps, g[:, :, None])[:, :, 0].split(self.n, 1)
+        move = self.lr * self.h
+        penalty = self.penalty
+        if self.until is not None:
+            penalty = penalty * (self.taken < self.until)
+        stay = 1 - self.lr * penalty
+        # s' K g with the s of before the step; K is symmetric
+        self.c = stay * self.c + move * (self.Ks * g).sum(1)
+        self.a = stay * self.a
+        self.q = (stay[:, None] * self.q).sub_(g, alpha=move)
+        self.Mq = (stay[:, None] * self.Mq).sub_(Mg, alpha=move)
+        self.Ks = self.Ks.add(Kg, alpha=move)
+        self.taken += 1
+
+    def look(self, error: Tensor) -> Array:
+        """Loss, cosine of b and beta, cosine of b and what beta moved by; (3, R)."""
+        loss = error.square().mean(1)
+        bb, mbq = self.bb, (self.mb * self.q).sum(1)
+        m0q, qMq = (self.m0 * self.q).sum(1), (self.q * self.Mq).sum(1)
+        found = []
+        for a in (self.a, self.a - 1):
+            along = a * self.b0 + mbq + self.c * bb
+            norm2 = a**2 * self.beta2 + qMq + self.c**2 * bb
+            norm2 = norm2 + 2 * (a * m0q + a * self.c * self.b0 + self.c * mbq)
+            found.append(along / (bb * norm2).sqrt())
+        return torch.stack([loss, *found]).cpu().numpy()
+
+
+@torch.no_grad()
+def train_linear(
+    runs: LinearRuns,
+    *,
+    lr: float,
+    penalty: float | Sequence[float] | Array = 0.0,
+    steps: int,
+    look_at: Iterable[int] = (),
+    stop: Stop | None = None,
+    until: int | Sequence[int] | None = None,
+) -> Trajectory:
+    r"""Train linear two-layer networks under FA, exactly, at a cost that no width changes.
+
+    Args:
+        runs: R networks with their data, by :func:`linear_runs`.
+        lr: learning rate :math:`\eta` of the mean squared error.
+        penalty: :math:`\lambda` on the second layer, one for all or one for each run.
+        steps: number of full-batch updates, the most with ``stop``.
+        look_at: numbers of updates after which to look; the last step is always one.
+        stop: end each run by this rule; its looks are kept too.
+        until: switch the penalty off from this step on, one for all or one for each run.
+
+    Returns:
+        Trajectory of the R runs.
+
+    Raises:
+        ValueError: settings out of range; it names them.
+        FloatingPointError: a run diverged.
+
+    Example:
+        >>> from fabook import FA, stream, two_layer
+        >>> net = two_layer(20, 400, activation="linear", generator=stream(0, "w"))
+        >>> rule = FA(net, init="standard_normal", generator=stream(0, "b"))
+        >>> x = torch.randn(5, 20, generator=stream(0, "x"))
+        >>> seen = train_linear(linear_runs([rule], [x], [x[:, 0]]), lr=1e-3, steps=3000)
+        >>> bool(seen.final("loss")[0] < 1e-3)
+        True
+    """
+    R = len(runs.y)
+    penalties = np.asarray(penalty, dtype=float)
+    if penalties.shape not in ((), (R,)):
+        raise ValueError(
+            f"penalty must be one number or one for each of {R} runs; got shape {penalties.shape}"
+        )
+    _check_settings(lr, penalties, steps)
+    ends = None
+    if until is not None:
+        ends = np.asarray(until, dtype=np.int64)
+        if ends.shape not in ((), (R,)) or (ends < 0).any():
+            raise ValueError(
+                f"until must be one step or one for each of {R} runs, none negative; got {until}"
+            )
+        ends = np.broadcast_to(ends, R).copy()
+    state = _Linear(runs, lr, np.broadcast_to(penalties, R).copy(), ends)
+    return _drive(state, R, steps, look_at, stop, {})
+
+
+# --- any activation ------------------------------------------------------------------------------
+
+
+class _TwoLayer:
+    """Pre-activations Z (n, p) and second layer beta (p,) of one network."""
+
+    def __init__(self, parts: _Parts, lr: float, penalty: float) -> None:
+        self.activation = parts.activation
+        self.forward, self.backward = _LOCAL[type(parts.activation)]
+        self.K = parts.x @ parts.x.T
+        self.Z = parts.x @ parts.W.T
+        self.Z0, self.beta0 = self.Z.clone(), parts.beta.clone()
+        self.beta, self.b, self.y = parts.beta.clone(), parts.b, parts.y
+        self.lr, self.penalty = lr, penalty
+        self.n, self.h = len(parts.y), len(parts.b) ** -0.5
+
+    def keep(self, mask: Tensor) -> None:
+        raise AssertionError("one run has nothing to drop")
+
+    def error(self) -> Tensor:
+        self.hidden, self.saved = self.forward(self.activation, self.Z)
+        return ((self.hidden @ self.beta) * self.h - self.y)[None]
+
+    def step(self, error: Tensor) -> None:
+        g, move = error[0] * (2 / self.n), self.lr * self.h
+        self.beta = (1 - self.lr * self.penalty) * self.beta - move * (g @ self.hidden)
+        signal = self.backward(self.activation, torch.outer(g, self.b), self.saved)
+        self.Z.addmm_(self.K, signal, alpha=-move)
+
+    def look(self, error: Tensor) -> Array:
+        pair = (cosine(self.b, self.beta), cosine(self.b, self.beta - self.beta0))
+        loss = error.double().square().mean()
+        return np.array([[float(loss)], *([float(v)] for v in pair)])
+
+
+@torch.no_grad()
+def train_two_layer(
+    rule: FA,
+    x: Tensor,
+    y: Tensor,
+    *,
+    lr: float,
+    penalty: float = 0.0,
+    steps: int,
+    look_at: Iterable[int] = (),
+    stop: Stop | None = None,
+    probe: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> Trajectory:
+    r"""Train a two-layer network under FA through its pre-activations, exactly.
+
+    :math:`Z \leftarrow Z - \eta p^{-1/2} K (\psi'(Z) \odot g\,b^T)`: the same numbers as
+    ``fabook.train`` with full batches, up to rounding, at :math:`O(n^2 p)` a step.
+
+    Args:
+        rule: ``FA`` on a :func:`fabook.networks.two_layer` network with one output. Dtype and
+            device are the network's; it stays as it is.
+        x: (n, d) inputs.
+        y: (n,) or (n, 1) targets.
+        lr: learning rate of the mean squared error.
+        penalty: :math:`\lambda` on the second layer.
+        steps, look_at, stop: as in :func:`train_linear`.
+        probe: functions of the state, called at each look: it has ``Z`` (n, p), ``hidden`` (n, p),
+            ``beta`` and ``b`` (p,), ``K`` (n, n), and ``Z0``, ``beta0`` of the start.
+
+    Returns:
+        Trajectory with R = 1.
+
+    Raises:
+        ValueError: another rule or network, or settings out of range.
+        FloatingPointError: the run diverged.
+
+    Example:
+        >>> from fabook import FA, stream, two_layer
+        >>> net = two_layer(20, 100, activation="tanh", generator=stream(0, "w"))
+        >>> rule = FA(net, init="standard_normal", generator=stream(0, "b"))
+        >>> x = torch.randn(5, 20, generator=stream(0, "x"))
+        >>> seen = train_two_layer(rule, x, x[:, 0], lr=0.05, steps=300, look_at=[0, 100])
+        >>> seen.steps
+        array([  0, 100, 300])
+    """
+    _check_settings(lr, np.asarray(float(penalty)), steps)
+    state = _TwoLayer(_parts(rule, x, y), lr, penalty)
+    return _drive(state, 1, steps, look_at, stop, probe or {})
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+def kernels(rule: FA, x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The kernels G and H by which the errors move: :math:`\dot e = -(G + H)\, e`.
+
+    .. math::
+       G_{ij} = \frac1p \sum_r \psi(w_r \cdot x_i)\, \psi(w_r \cdot x_j), \qquad
+       H_{ij} = \frac{x_i \cdot x_j}{p} \sum_r b_r \beta_r\,
+                \psi'(w_r \cdot x_i)\, \psi'(w_r \cdot x_j)
+
+    G comes from the second layer, H from the first. Song, Xu & Lafferty (2021), section 3; their
+    sum is the stability matrix of :func:`fabook.stability.stability_matrix`.
+
+    Args:
+        rule, x: as in :func:`train_two_layer`.
+
+    Returns:
+        G and H, each (n, n).
+
+    Raises:
+        ValueError: another rule or network.
+    """
+    parts = _parts(rule, x, x.new_zeros(len(x)))
+    return _kernels(parts.activation, parts.x @ parts.W.T, parts.beta, parts.b, parts.x @ parts.x.T)
+
+
+def kernels_of(state: Any) -> tuple[Tensor, Tensor]:
+    """The kernels of a state of :func:`train_two_layer`, for its probes."""
+    return _kernels(state.activation, state.Z, state.beta, state.b, state.K)
+
+
+def _kernels(
+    activation: nn.Module, Z: Tensor, beta: Tensor, b: Tensor, K: Tensor
+) -> tuple[Tensor, Tensor]:
+    forward, backward = _LOCAL[type(activation)]
+    hidden, saved = forward(activation, Z)
+    slope = backward(activation, torch.ones_like(Z), saved)
+    p = Z.shape[1]
+    return hidden @ hidden.T / p, (slope * (b * beta)) @ slope.T / p * K
+
+
+def limit_kernel(x: Tensor, activation: str) -> Tensor:
+    r"""The kernel of infinite width, :math:`\bar G_{ij} = E\, \psi(w \cdot x_i)\psi(w \cdot x_j)`.
+
+    For w standard normal. Linear: :math:`x_i \cdot x_j`. ReLU:
+    :math:`|x_i||x_j| (\sin\theta + (\pi-\theta)\cos\theta)/2\pi` with the angle :math:`\theta` of
+    the two (Cho & Saul 2009). tanh: the trapezoidal rule in both normal variables, which converges
+    exponentially; its step is a twelfth of the distance to the pole of tanh at the largest
+    :math:`|x|`, so that the result is good to about 1e-10.
+
+    Args:
+        x: (n, d).
+        activation: ``linear``, ``relu`` or ``tanh``.
+
+    Returns:
+        (n, n), float64.
+
+    Raises:
+        ValueError: another activation.
+
+    Example:
+        >>> limit_kernel(torch.eye(2), "relu").round(decimals=4).tolist()
+        [[0.5, 0.1592], [0.1592, 0.5]]
+    """
+    choose("activation", activation, ("linear", "relu", "tanh"))
+    x = x.detach().double()
+    K = x @ x.T
+    size = K.diagonal().sqrt()
+    if activation == "linear":
+        return K
+    scale = size[:, None] * size
+    cos = (K / scale).clamp(-1, 1)
+    if activation == "relu":
+        angle = cos.acos()
+        return scale * (angle.sin() + (math.pi - angle) * cos) / (2 * math.pi)
+    z = torch.arange(-7.5, 7.5, min(0.1, math.pi / 2 / float(size.max()) / 3), dtype=x.dtype)
+    z = z.to(x.device)
+    weight = torch.exp(-z.square() / 2)
+    weight = weight / weight.sum()
+    left = torch.tanh(size[:, None] * z)  # (n, nodes)
+    rows = []
+    for i in range(len(x)):  # v = rho z1 + sqrt(1 - rho^2) z2 has the correlation rho with z1
+        spread = (1 - cos[i].square()).clamp_min(0).sqrt()
+        v = cos[i][:, None, None] * z[:, None] + spread[:, None, None] * z
+        inner = torch.tanh(v.mul_(size[:, None, None])) @ weight
+        rows.append((inner * (weight * left[i])).sum(1))
+    found = torch.stack(rows)
+    return (found + found.T) / 2
+
+
+# --- theory of linear networks with a constant penalty -------------------------------------------
+
+
+def isotropic_alignment(
+    steps: ArrayLike,
+    *,
+    gamma: float,
+    target_norm: float,
+    n: int,
+    width: int,
+    lr: float,
+    penalty: float,
+) -> tuple[Array, Array]:
+    r"""Cosine and loss in time under a constant penalty, for data with :math:`X X^T = \gamma I`.
+
+    Once :math:`\beta_0` has decayed, :math:`\beta` follows the error, and the error is
+    :math:`\varepsilon = \Lambda |y| / (\Lambda + \gamma + \gamma^2\sigma^2/p)` with
+    :math:`\Lambda = \lambda n/2`. Its integral :math:`\sigma` over the time
+    :math:`\tau = 2 \eta t / n` solves a cubic,
+
+    .. math::
+       (\Lambda + \gamma)\,\sigma + \frac{\gamma^2}{3p}\,\sigma^3 = \Lambda |y| \tau, \qquad
+       \cos = \sqrt{\frac{\gamma\sigma^2}{p + \gamma\sigma^2}}, \qquad
+       \text{loss} = \frac{\varepsilon^2}{n}.
+
+    So :math:`\sigma/\sqrt p` depends on :math:`t/\sqrt p` alone: all widths climb one curve.
+    Derived.
+
+    Args:
+        steps: (P,) numbers of updates t.
+        gamma: the eigenvalue.
+        target_norm: :math:`|y|`.
+        n: samples.
+        width: p.
+        lr, penalty: of the mean squared error, positive.
+
+    Returns:
+        cosine and mean squared error, each (P,).
+
+    Raises:
+        ValueError: if ``lr`` or ``penalty`` is not positive.
+    """
+    if not (lr > 0 and penalty > 0):
+        raise ValueError(f"lr and penalty must be positive; got {lr} and {penalty}")
+    strength = penalty * n / 2
+    # u = sigma / sqrt(p) solves u^3 + a u = rhs, whose one real root is of hyperbolic form
+    a = 3 * (strength + gamma) / gamma**2
+    rhs = 3 / gamma**2 * strength * target_norm * 2 * lr / n * np.asarray(steps, float)
+    rhs = rhs / math.sqrt(width)
+    root = 2 * math.sqrt(a / 3)
+    u = root * np.sinh(np.arcsinh(3 * rhs / (a * root)) / 3)
+    error = strength * target_norm / (strength + gamma + gamma**2 * u**2)
+    return u * math.sqrt(gamma) / np.sqrt(1 + gamma * u**2), error**2 / n
+
+
+def quasi_static(
+    x: Tensor, y: Tensor, steps: ArrayLike, *, width: int, lr: float, penalty: float
+) -> tuple[Array, Array]:
+    r"""Cosine and loss in time under a constant penalty, for any data.
+
+    As :func:`isotropic_alignment`, with :math:`u = s/\sqrt p` an n-vector:
+
+    .. math::
+       \frac{du}{d\tau} = e/\sqrt p, \quad e = -\Lambda\,(\Lambda + K + K u u^T K)^{-1} y, \quad
+       \cos = \frac{u^T K e}{\sqrt{e^T K e + (u^T K e)^2 + \Lambda^2 a^2 p}}
+
+    (signs such that the cosine is positive), :math:`a = (1-\eta\lambda)^t` being what is left of
+    :math:`\beta_0`. It holds at large width and once :math:`\beta` has caught up with the error.
+    Derived; integrated by SciPy's LSODA in the square root of time.
+
+    Args:
+        x: (n, d).
+        y: (n,) or (n, 1).
+        steps: (P,) numbers of updates t, increasing.
+        width: p.
+        lr, penalty: of the mean squared error, positive.
+
+    Returns:
+        cosine and mean squared error, each (P,).
+
+    Raises:
+        ValueError: if ``lr`` or ``penalty`` is not positive or ``steps`` do not increase.
+    """
+    from scipy.integrate import solve_ivp
+
+    if not (lr > 0 and penalty > 0):
+        raise ValueError(f"lr and penalty must be positive; got {lr} and {penalty}")
+    t = np.asarray(steps, dtype=float)
+    if t.ndim != 1 or (np.diff(t) <= 0).any() or (t < 0).any():
+        raise ValueError("steps must increase from 0 or above")
+    inputs = x.detach().double().cpu().numpy()
+    target = y.detach().double().cpu().numpy().ravel()
+    n = len(target)
+    values, vectors = np.linalg.eigh(inputs @ inputs.T)
+    target = vectors.T @ target
+    strength = penalty * n / 2
+    base = strength + values
+
+    def error(u: Array) -> Array:
+        w = values * u  # Sherman-Morrison for base + w w'
+        plain, along = target / base, w / base
+        return strength * (plain - along * (w @ plain) / (1 + w @ along))
+
+    def slope(root: float, u: Array) -> Array:
+        return 2 * root * error(u)  # d tau = 2 root d root
+
+    roots = np.sqrt(2 * lr / n * t / math.sqrt(width))
+    if roots[-1] == 0:
+        path = np.zeros((n, len(t)))
+    else:
+        run = solve_ivp(
+            slope, (0, roots[-1]), np.zeros(n), method="LSODA", t_eval=roots, rtol=1e-8, atol=1e-12
+        )
+        path = run.y
+    e = np.stack([error(u) for u in path.T])
+    along = np.einsum("pi,i,pi->p", path.T, values, e)
+    left = (1 - lr * penalty) ** (2 * t) * width * strength**2
+    norm = np.sqrt((e**2) @ values + along**2 + left)
+    return along / norm, (e**2).mean(1)
