@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         networks,
         online,
         plots,
+        published,
         reduced,
         rules,
         stability,
@@ -56,9 +57,8 @@ _EXPORTS = {
     "streams": "stream",
     "training": "History accuracy train",
     **dict.fromkeys("claims conservation data deep_linear dominance metrics".split(), ""),
-    **dict.fromkeys(
-        "minimum_norm multiclass plots reduced stability stacked structure theory".split(), ""
-    ),
+    **dict.fromkeys("minimum_norm multiclass plots published reduced".split(), ""),
+    **dict.fromkeys("stability stacked structure theory".split(), ""),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 

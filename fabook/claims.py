@@ -601,13 +601,15 @@ class Run:
             metadata={"scrapbook": {"name": name, "mime_prefix": GLUE_PREFIX}},
         )
 
-    def published(self) -> dict[str, Any] | None:
+    def published(self, variant: str = "") -> dict[str, Any] | None:
         """The committed data of the paper preset, shaped like `data`; None if there is none.
 
-        None in the paper preset too: there, this run's own data takes its place.
+        None in the paper preset too: there, this run's own data takes its place. A variant is a
+        larger run of the paper preset with other parameters, committed as `<notebook>@<variant>`;
+        it is there in every preset.
         """
-        path = published_path(self._root, self.notebook)
-        if self.preset == "paper" or not path.is_file():
+        path = published_path(self._root, self.notebook, variant)
+        if (self.preset == "paper" and not variant) or not path.is_file():
             return None
         return decode(json.loads(path.read_text(encoding="utf-8"))["data"])
 
@@ -641,9 +643,10 @@ class Run:
             os.replace(f"{target}.part", target)
 
 
-def published_path(root: Path, notebook: str) -> Path:
-    """Where the committed results of a notebook's paper preset lie."""
-    return root / "book" / "results" / "paper" / f"{notebook}.json"
+def published_path(root: Path, notebook: str, variant: str = "") -> Path:
+    """Where the committed results of a notebook's paper preset, or of a variant of it, lie."""
+    name = f"{notebook}@{variant}" if variant else notebook
+    return root / "book" / "results" / "paper" / f"{name}.json"
 
 
 def read_results(root: Path, out: Path, preset: str, notebook: str) -> dict[str, Any] | None:

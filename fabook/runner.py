@@ -353,10 +353,12 @@ def cache_key(job: Job) -> str:
         for claim in claims.load(root).values()
         if claim.notebook == job.notebook
     }
-    shown = None  # the quick preset's figures show the published data
-    if job.preset == "quick":
-        published = claims.published_path(root, job.notebook)
-        shown = _load(published).get("data") if published.is_file() else None
+    # Figures show committed data: in the quick preset the paper preset's, in both that of variants.
+    published = claims.published_path(root, job.notebook)
+    committed = sorted(published.parent.glob(f"{published.stem}@*.json"))
+    if job.preset == "quick" and published.is_file():
+        committed.append(published)
+    shown = {path.name: _load(path).get("data") for path in committed} or None
     software = {k: v for k, v in versions().items() if k != "fabook"}
     machine = [platform.machine(), os.environ.get(THREADS[0], "1")]
     data = os.environ.get("FABOOK_DATA") if job.preset == "paper" else None

@@ -414,6 +414,10 @@ def test_published_is_the_committed_data(root: Path) -> None:
     assert published is not None
     np.testing.assert_array_equal(published["x"]["arrays"]["y"], [1, np.nan])
     assert begin(preset="paper").published() is None
+    assert begin().published("full") is None
+    write(claims.published_path(root, "toy/alpha", "full"), committed(root))
+    for preset in ("quick", "paper"):
+        assert begin(preset=preset).published("full") is not None
 
 
 def test_scorecard(root: Path) -> None:

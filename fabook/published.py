@@ -1,0 +1,147 @@
+"""Our runs beside a paper's, cell by cell: when two means agree, and the table that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Means and spreads of both sides, in one shape, NaN where either side has none.
+
+    Attributes:
+        ours, sd: mean and standard deviation of our runs; with fewer than two, the published one.
+        runs: number of our runs in each cell.
+        theirs, their_sd: the published mean and standard deviation.
+        tolerance: how far the means may lie apart.
+    """
+
+    ours: Array
+    sd: Array
+    runs: NDArray[np.int64]
+    theirs: Array
+    their_sd: Array
+    tolerance: Array
+
+    @property
+    def difference(self) -> Array:
+        """Ours minus theirs."""
+        return self.ours - self.theirs
+
+    @property
+    def compared(self) -> NDArray[np.bool_]:
+        """The cells that both sides have."""
+        return np.isfinite(self.difference)
+
+    @property
+    def agrees(self) -> NDArray[np.bool_]:
+        """The cells whose means lie within the tolerance."""
+        with np.errstate(invalid="ignore"):
+            return np.abs(self.difference) <= self.tolerance
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of compared cells that agree; NaN if there are none."""
+        return float(self.agrees[self.compared].mean()) if self.compared.any() else float("nan")
+
+
+def compare(
+    ours: ArrayLike,
+    mean: ArrayLike,
+    sd: ArrayLike,
+    *,
+    runs: int,
+    errors: float = 3.0,
+    slack: float = 0.01,
+) -> Agreement:
+    r"""Compare our runs with published means and standard deviations.
+
+    Two means agree within
+    :math:`k \sqrt{s^2/m + s_{pub}^2/m_{pub}} + \text{slack}`, k standard errors of both combined.
+
+    Args:
+        ours: (..., seeds), NaN where a cell has fewer runs.
+        mean, sd: the published values, (...).
+        runs: number of published runs behind each mean.
+        errors: k.
+        slack: what the reading of the published numbers may add.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Example:
+        >>> found = compare([[0.50, 0.54], [0.9, 0.9]], [0.53, 0.7], [0.02, 0.02], runs=50)
+        >>> found.agrees.tolist(), found.fraction
+        ([True, False], 0.5)
+    """
+    values = np.asarray(ours, dtype=float)
+    theirs, their_sd = np.asarray(mean, dtype=float), np.asarray(sd, dtype=float)
+    if values.shape[:-1] != theirs.shape or theirs.shape != their_sd.shape:
+        raise ValueError(
+            f"ours must be (..., seeds) over the published shape {theirs.shape}; got "
+            f"{values.shape} and spreads {their_sd.shape}"
+        )
+    there = np.isfinite(values)
+    count = there.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = np.where(there, values, 0).sum(-1) / count
+        around = np.where(there, values - centre[..., None], 0)
+        spread = np.sqrt((around**2).sum(-1) / (count - 1))
+        spread = np.where(count > 1, spread, their_sd)
+        tolerance = errors * np.sqrt(spread**2 / count + their_sd**2 / runs) + slack
+    return Agreement(centre, spread, count, theirs, their_sd, tolerance)
+
+
+def markdown(
+    found: Agreement,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    corner: str = "",
+    digits: int = 3,
+) -> str:
+    """A Markdown table of a two-dimensional agreement: published, ours, and whether they agree.
+
+    Args:
+        found: of shape (rows, columns).
+        rows, columns: their names.
+        corner: heading of the first column.
+        digits: decimals of every number.
+
+    Example:
+        >>> found = compare([[[0.5, 0.54]]], [[0.53]], [[0.02]], runs=50)
+        >>> print(markdown(found, ["0"], ["p = 200"], corner="penalty"))
+        | penalty | p = 200 |
+        | --- | --- |
+        | 0 | .530 ± .020<br>**.520** ± .028 (2) ✓ |
+    """
+
+    def number(value: float) -> str:
+        return (
+            f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
+        )
+
+    def cell(i: int, j: int) -> str:
+        at, lines = (i, j), []
+        if np.isfinite(found.theirs[at]):
+            lines.append(f"{number(found.theirs[at])} ± {number(found.their_sd[at])}")
+        if found.runs[at]:
+            spread = f" ± {number(found.sd[at])}" if found.runs[at] > 1 else ""
+            line = f"**{number(found.ours[at])}**{spread} ({found.runs[at]})"
+            mark = (" ✓" if found.agrees[at] else " ✗") if found.compared[at] else ""
+            lines.append(line + mark)
+        return "<br>".join(lines)
+
+    head = f"| {corner} | {' | '.join(columns)} |"
+    rule = "| --- " * (len(columns) + 1) + "|"
+    body = [
+        f"| {name} | {' | '.join(cell(i, j) for j in range(len(columns)))} |"
+        for i, name in enumerate(rows)
+    ]
+    return "\n".join([head, rule, *body])
