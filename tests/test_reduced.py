@@ -1,0 +1,381 @@
+"""The reductions against the plain network, kernels against stability, theory against both."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import dblquad
+
+from fabook import metrics, mlp, stability, train, two_layer
+from fabook.reduced import (
+    Stop,
+    isotropic_alignment,
+    kernels,
+    kernels_of,
+    limit_kernel,
+    linear_runs,
+    published_stop,
+    quasi_static,
+    train_linear,
+    train_two_layer,
+)
+from fabook.rules import DFA, FA
+from fabook.streams import stream
+
+ACTIVATIONS = ["linear", "relu", "tanh", "sigmoid", "leaky_relu"]
+
+
+def problem(device, activation="linear", p=60, n=8, d=20, seed=0, dtype=torch.float64):
+    net = two_layer(d, p, activation=activation, generator=stream(seed, "w"), dtype=dtype)
+    rule = FA(net.to(device), init="standard_normal", generator=stream(seed, "b")).to(device)
+    x = torch.randn(n, d, generator=stream(seed, "x"), dtype=dtype).to(device)
+    theta = torch.randn(d, generator=stream(seed, "theta"), dtype=dtype).to(device)
+    return rule, x, x @ theta
+
+
+def reduced(rule, x, y, activation, **options):
+    if activation == "linear":
+        return train_linear(linear_runs([rule], [x], [y]), **options)
+    return train_two_layer(rule, x, y, **options)
+
+
+def plain(rule, x, y, *, lr, penalty, steps, looks, until=None):
+    """The same by ordinary training, the penalty as weight decay of the second layer."""
+    net = rule.net
+    start = net[2].weight.detach().clone()
+    groups = [{"params": [net[0].weight]}, {"params": [net[2].weight], "weight_decay": penalty}]
+    optimizer = torch.optim.SGD(groups, lr=lr)
+
+    def switch(step):
+        if step == until:
+            optimizer.param_groups[1]["weight_decay"] = 0.0
+
+    b = rule.feedback["0"]
+    beta = net[2].weight
+    return train(
+        rule, x, y[:, None], steps=steps, optimizer=optimizer, loss="mse", after_step=switch,
+        probe_at=looks,
+        probe={
+            "loss": lambda: float((net(x)[:, 0] - y).detach().square().mean()),
+            "cosine": lambda: float(metrics.cosine(b, beta)),
+            "moved": lambda: float(metrics.cosine(b, beta.detach() - start)),
+        },
+    )  # fmt: skip
+
+
+def assert_same(got, want):
+    np.testing.assert_array_equal(got.steps, want.steps)
+    np.testing.assert_allclose(got.loss[:, 0], want["loss"], rtol=1e-11)
+    for name in ("cosine", "moved"):
+        np.testing.assert_allclose(getattr(got, name)[:, 0], want[name], atol=1e-12)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_reduction_is_the_plain_network(activation, penalty, device):
+    rule, x, y = problem(device, activation)
+    looks = [0, 1, 2, 50, 1000, 1200]
+    got = reduced(rule, x, y, activation, lr=2e-3, penalty=penalty, steps=1200, look_at=looks)
+    assert_same(got, plain(rule, x, y, lr=2e-3, penalty=penalty, steps=1200, looks=looks))
+
+
+def test_cut_off_penalty_is_the_plain_network(device):
+    rule, x, y = problem(device)
+    looks = [0, 99, 100, 101, 300]
+    runs = linear_runs([rule], [x], [y])
+    got = train_linear(runs, lr=2e-3, penalty=2.0, until=100, steps=300, look_at=looks)
+    assert_same(got, plain(rule, x, y, lr=2e-3, penalty=2.0, until=100, steps=300, looks=looks))
+
+
+def test_two_reductions_of_a_linear_network_agree(device):
+    rule, x, y = problem(device)
+    options = {"lr": 2e-3, "penalty": 0.1, "steps": 400, "look_at": range(0, 401, 50)}
+    one = train_two_layer(rule, x, y, **options)
+    other = train_linear(linear_runs([rule], [x], [y]), **options)
+    np.testing.assert_allclose(one.loss, other.loss, rtol=1e-11)
+    np.testing.assert_allclose(one.cosine, other.cosine, atol=1e-12)
+
+
+def test_stacked_runs_are_single_runs_that_leave_at_their_own_stop(device):
+    triples = [problem(device, seed=s) for s in range(3)]
+    stop = Stop(least=150, every=100, change=0.05)
+    options = {"lr": 2e-3, "steps": 20_000, "stop": stop}
+    penalties, ends = [0.0, 0.3, 2.0], [10**6, 500, 300]
+    runs = linear_runs(*zip(*triples, strict=True))
+    together = train_linear(runs, penalty=penalties, until=ends, **options)
+    for r, triple in enumerate(triples):
+        alone = train_linear(
+            linear_runs(*([v] for v in triple)), penalty=penalties[r], until=ends[r], **options
+        )
+        assert together.stopped[r] == alone.stopped[0]
+        rows = together.steps <= alone.stopped[0]
+        np.testing.assert_allclose(together.loss[rows, r], alone.loss[:, 0], rtol=1e-10)
+        assert np.isnan(together.loss[~rows, r]).all()
+        for name in ("loss", "cosine", "moved"):
+            np.testing.assert_allclose(together.final(name)[r], alone.final(name)[0], rtol=1e-9)
+    assert len(set(together.stopped.tolist())) > 1  # or the test shows nothing
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_stopping_rule(activation, device):
+    rule, x, y = problem(device, activation)
+    stop = Stop(least=450, every=100, change=0.02)
+    seen = reduced(rule, x, y, activation, lr=2e-3, steps=50_000, stop=stop, look_at=[7])
+    assert seen.settled.all()
+    looks = seen.steps % 100 == 0
+    steps, loss = seen.steps[looks], seen.loss[looks, 0]
+    small = np.abs(np.diff(loss)) < 0.02
+    first = steps[1:][small & (steps[1:] >= 450)][0]
+    assert seen.stopped[0] == first == seen.steps[-1]
+    assert seen.final("cosine")[0] == seen.cosine[-1, 0]
+    short = reduced(rule, x, y, activation, lr=2e-3, steps=300, stop=stop)
+    assert not short.settled.any()
+    assert short.stopped[0] == 300
+
+
+def test_published_stop():
+    widths = (200, 400, 800, 1600, 3200, 6400, 12800)
+    least = [published_stop(p).least for p in widths]
+    assert least == [5050, 7142, 10101, 14285, 20203, 28571, 40406]
+
+
+def test_mirrored_runs_have_the_opposite_feedback(device):
+    rule, x, y = problem(device)
+    opposite = FA(rule.net, feedback={"0": -rule.feedback["0"]})
+    options = {"lr": 2e-3, "penalty": 0.2, "steps": 200}
+    got = train_linear(linear_runs([rule], [x], [y]).mirrored(), **options)
+    want = train_linear(linear_runs([opposite], [x], [y]), **options)
+    np.testing.assert_allclose(got.cosine, want.cosine, rtol=1e-12)
+    np.testing.assert_allclose(got.loss, want.loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_nothing_else_changes(activation, device):
+    rule, x, y = problem(device, activation)
+    tensors = [*rule.net.parameters(), *rule.buffers(), x, y]
+    before = [t.detach().clone() for t in tensors]
+    state = torch.random.get_rng_state()
+    reduced(rule, x, y, activation, lr=2e-3, penalty=0.1, steps=20)
+    assert all(torch.equal(a, t) for a, t in zip(before, tensors, strict=True))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_single_precision_stays_single(device):
+    rule, x, y = problem(device, "tanh", dtype=torch.float32)
+    kinds = []
+    seen = train_two_layer(
+        rule, x, y, lr=2e-3, steps=300, probe={"k": lambda s: kinds.append(s.Z.dtype) or 0.0}
+    )
+    double = train_two_layer(
+        FA(rule.net.double(), feedback={"0": rule.feedback["0"].double()}), x.double(), y.double(),
+        lr=2e-3, steps=300,
+    )  # fmt: skip
+    assert set(kinds) == {torch.float32}
+    np.testing.assert_allclose(seen.loss, double.loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kernels_are_their_sums_and_the_stability_matrix(activation, device):
+    rule, x, y = problem(device, activation, p=7, n=3, d=4)
+    G, H = kernels(rule, x)
+    act = rule.net[1]
+    Z = (x @ rule.net[0].weight.T).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(act(Z).sum(), Z)
+    Z, beta, b = Z.detach(), rule.net[2].weight[0].detach(), rule.feedback["0"][0]
+    for i in range(3):
+        for j in range(3):
+            sum_g = sum(act(Z)[i, r] * act(Z)[j, r] for r in range(7)) / 7
+            sum_h = sum(b[r] * beta[r] * slope[i, r] * slope[j, r] for r in range(7)) / 7
+            assert abs(float(G[i, j] - sum_g)) < 1e-12
+            assert abs(float(H[i, j] - sum_h * (x[i] @ x[j]))) < 1e-12
+    M = stability.stability_matrix(rule, x)
+    assert float((G + H - M).abs().max()) < 1e-12
+    seen = train_two_layer(
+        rule, x, y, lr=1e-4, steps=0, probe={"k": lambda s: torch.stack(kernels_of(s)).cpu()}
+    )
+    np.testing.assert_allclose(seen.seen["k"][0], torch.stack([G, H]).cpu(), atol=1e-13)
+
+
+def test_first_step_of_the_error_is_that_of_the_kernels(device):
+    rule, x, y = problem(device, "tanh")
+    lr = 1e-6
+    G, H = kernels(rule, x)
+    errors = []
+    train_two_layer(
+        rule, x, y, lr=lr, steps=1, look_at=[0, 1],
+        probe={"e": lambda s: errors.append(s.hidden @ s.beta * s.h - s.y) or 0.0},
+    )  # fmt: skip
+    want = errors[0] - 2 / len(x) * lr * (G + H) @ errors[0]
+    assert float((errors[1] - want).norm() / (errors[1] - errors[0]).norm()) < 1e-4
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
+def test_limit_kernel_is_the_integral(activation, device):
+    x = torch.tensor([[1.0, 0.0, 0.0], [1.2, 1.6, 0.0], [-3.0, 0.1, 4.0]], dtype=torch.float64)
+    got = limit_kernel(x.to(device), activation).cpu()
+    psi = {"linear": lambda u: u, "relu": lambda u: max(u, 0.0), "tanh": math.tanh}[activation]
+    for i, j in [(0, 0), (0, 1), (1, 2)]:
+        a, c = float(x[i].norm()), float(x[j].norm())
+        rho = float(x[i] @ x[j]) / (a * c)
+        side = math.sqrt(max(1 - rho**2, 0.0))
+
+        def integrand(v, u, a=a, c=c, rho=rho, side=side):
+            weight = math.exp(-(u * u + v * v) / 2) / (2 * math.pi)
+            return psi(a * u) * psi(c * (rho * u + side * v)) * weight
+
+        want = dblquad(integrand, -8, 8, -8, 8, epsabs=1e-7)[0]
+        assert abs(float(got[i, j]) - want) < 2e-6
+        assert got[i, j] == got[j, i]
+
+
+def test_limit_kernel_is_that_of_a_wide_network(device):
+    for activation in ("relu", "tanh"):
+        rule, x, _ = problem(device, activation, p=200_000, n=5, d=50)
+        limit = limit_kernel(x, activation)
+        assert float((kernels(rule, x)[0] - limit).norm() / limit.norm()) < 0.02
+
+
+def isotropic(n=10, d=30, seed=0):
+    q, _ = torch.linalg.qr(torch.randn(d, n, generator=stream(seed, "q"), dtype=torch.float64))
+    return q.T * math.sqrt(d)
+
+
+def test_isotropic_closed_form_obeys_its_equations():
+    setting = {"gamma": 30.0, "target_norm": 17.0, "n": 10, "width": 400, "lr": 1e-3}
+    t = np.linspace(0, 40_000, 40_001)
+    cosine, loss = isotropic_alignment(t, penalty=3.0, **setting)
+    strength, gamma, p = 3.0 * 10 / 2, 30.0, 400
+    error = np.sqrt(loss * 10)
+    sigma = cosine * math.sqrt(p / gamma) / np.sqrt(1 - cosine**2)
+    assert cosine[0] == 0
+    # d sigma / d tau is the error, and the error is what its equation says
+    slope = np.gradient(sigma, t * 2e-3 / 10)
+    np.testing.assert_allclose(slope[1:-1], error[1:-1], rtol=1e-5)
+    want = strength * 17 / (strength + gamma + gamma**2 * sigma**2 / p)
+    np.testing.assert_allclose(error, want, rtol=1e-9)
+    wider = isotropic_alignment(2 * t, penalty=3.0, **(setting | {"width": 1600}))[0]
+    np.testing.assert_allclose(wider, cosine, rtol=1e-12)
+
+
+def test_quasi_static_is_the_closed_form_for_isotropic_data():
+    x = isotropic()
+    y = torch.randn(10, generator=stream(0, "y"), dtype=torch.float64)
+    t = np.linspace(20_000, 60_000, 5)  # by then nothing is left of the initial second layer
+    setting = {"width": 400, "lr": 1e-3, "penalty": 3.0}
+    got = quasi_static(x, y, t, **setting)
+    want = isotropic_alignment(t, gamma=30.0, target_norm=float(y.norm()), n=10, **setting)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(quasi_static(x, y, [0.0], **setting)[0], [0.0])
+
+
+def test_quasi_static_is_what_wide_networks_do(device):
+    net = two_layer(30, 6400, activation="linear", generator=stream(0, "w"), dtype=torch.float64)
+    rule = FA(net.to(device), init="standard_normal", generator=stream(0, "b")).to(device)
+    x = torch.randn(10, 30, generator=stream(0, "x"), dtype=torch.float64).to(device)
+    y = x @ torch.randn(30, generator=stream(0, "t"), dtype=torch.float64).to(device)
+    at = [10_000, 20_000, 40_000]
+    setting = {"lr": 1e-3, "penalty": 1.0}
+    seen = train_linear(linear_runs([rule], [x], [y]), steps=40_000, look_at=at, **setting)
+    cosine, loss = quasi_static(x, y, at, width=6400, **setting)
+    np.testing.assert_allclose(seen.cosine[:, 0], cosine, atol=0.02)
+    np.testing.assert_allclose(seen.loss[:, 0], loss, rtol=0.05)
+
+
+def test_divergence_names_run_and_step(device):
+    triples = [problem(device, seed=s) for s in range(2)]
+    runs = linear_runs(*zip(*triples, strict=True))
+    with pytest.raises(FloatingPointError, match=r"run 0 diverged before step \d+"):
+        train_linear(runs, lr=10.0, steps=5000)
+    with pytest.raises(FloatingPointError, match="run 0 diverged"):
+        train_two_layer(*triples[0], lr=10.0, steps=5000)
+
+
+def _two_outputs():
+    net = two_layer(4, 5, n_outputs=2, generator=stream(0, "w"))
+    return FA(net, generator=stream(0, "b"))
+
+
+def _with_bias():
+    net = mlp([4, 5, 1], generator=stream(0, "w")).append(
+        two_layer(4, 5, generator=stream(0, "w"))[-1]
+    )
+    return FA(net, generator=stream(0, "b"))
+
+
+def _erf():
+    return FA(two_layer(4, 5, activation="erf", generator=stream(0, "w")), generator=stream(0, "b"))
+
+
+def _unscaled():
+    net = mlp([4, 5, 1], bias=False, generator=stream(0, "w"))
+    return FA(net, generator=stream(0, "b"))
+
+
+def _direct():
+    return DFA(two_layer(4, 5, generator=stream(0, "w")), generator=stream(0, "b"))
+
+
+def _wrong_scale():
+    net = two_layer(4, 5, generator=stream(0, "w"))
+    net[-1].factor = 1.0
+    return FA(net, generator=stream(0, "b"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_two_outputs, "one output"),
+        (_with_bias, "no biases"),
+        (_erf, "ReLU, LeakyReLU, Sigmoid, Identity, Tanh"),
+        (_unscaled, "networks.two_layer"),
+        (_direct, "got DFA"),
+        (_wrong_scale, r"1/sqrt\(5\); got 1"),
+    ],
+)
+def test_other_networks_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        train_two_layer(make(), torch.ones(3, 4), torch.ones(3), lr=0.1, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, "lr must be positive; got 0.0"),
+        ({"penalty": -1.0}, "penalty must be"),
+        ({"penalty": 1000.0}, r"\[0, 500\)"),
+        ({"penalty": [0.0, 0.1]}, "one for each of 1 runs"),
+        ({"steps": -1}, "steps must not be negative; got -1"),
+        ({"look_at": [11]}, r"look_at must lie in \[0, 10\]; got \[11\]"),
+        ({"until": -1}, "until must be"),
+    ],
+)
+def test_settings_out_of_range_are_named(options, message):
+    rule, x, y = problem("cpu")
+    with pytest.raises(ValueError, match=message):
+        train_linear(linear_runs([rule], [x], [y]), **({"lr": 2e-3, "steps": 10} | options))
+
+
+def test_shapes_and_names_are_checked():
+    rule, x, y = problem("cpu")
+    relu = problem("cpu", "relu")[0]
+    for bad in (lambda: linear_runs([], [], []), lambda: linear_runs([rule], [x, x], [y])):
+        with pytest.raises(ValueError, match="one length"):
+            bad()
+    with pytest.raises(ValueError, match="linear units"):
+        linear_runs([relu], [x], [y])
+    with pytest.raises(ValueError, match=r"x must be \(n, 20\)"):
+        linear_runs([rule], [x[:, :3]], [y])
+    with pytest.raises(ValueError, match="share width"):
+        linear_runs([rule, problem("cpu", p=61)[0]], [x, x], [y, y])
+    with pytest.raises(ValueError, match="activation must be one of linear, relu, tanh"):
+        limit_kernel(x, "erf")
+    with pytest.raises(ValueError, match="positive"):
+        isotropic_alignment([1], gamma=1, target_norm=1, n=1, width=1, lr=1, penalty=0)
+    with pytest.raises(ValueError, match="positive"):
+        quasi_static(x, y, [1], width=1, lr=1, penalty=0)
+    with pytest.raises(ValueError, match="increase"):
+        quasi_static(x, y, [2, 1], width=1, lr=1, penalty=1)
+    seen = train_linear(linear_runs([rule], [x], [y]), lr=2e-3, steps=1)
+    with pytest.raises(ValueError, match="name must be one of"):
+        seen.final("steps")
