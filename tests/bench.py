@@ -9,6 +9,9 @@ Where the gain comes from: no graph, no product that is not used, and, on proces
 leaves the wide vector units idle, oneDNN's forward product (`fabook.rules._linear`). The column
 "MKL forward" has the same steps without the latter.
 
+The reductions of :mod:`fabook.reduced` are compared with autograd on the same two-layer network,
+150-12800-1 with 50 samples in one batch.
+
 BioTorch 0.0.16 is compared where it is importable (`pip install --no-deps --target FOLDER biotorch`
 and PYTHONPATH=FOLDER; its linear layers need no torchvision).
 """
@@ -34,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fabook
-from fabook import rules
+from fabook import reduced, rules
 from fabook.training import step_times
 
 LR = 1e-3
@@ -139,6 +142,45 @@ def online_microseconds(repeats: int, steps: int = 1000) -> float:
     return 1e6 * step_times({"run": run}, repeats=repeats, clock=CLOCK)["run"] / (64 * steps)
 
 
+def reduction_ratios(repeats: int, width: int = 12_800, steps: int = 20) -> dict[str, float]:
+    """Steps of FA on 150-12800-1 with 50 samples, in units of autograd's on the same network."""
+    ratios = {}
+    for activation in ("linear", "relu", "tanh"):
+        g = fabook.streams.streams(0, activation)
+        net = fabook.two_layer(150, width, activation=activation, generator=g.weights)
+        rule = fabook.FA(net, init="standard_normal", generator=g.feedback)
+        x = torch.randn(50, 150, generator=g.data)
+        y = x[:, :1].clone()
+        optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+
+        def plain(net: nn.Module = net, optimizer: Any = optimizer, x: Any = x, y: Any = y) -> None:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                F.mse_loss(net(x), y).backward()
+                optimizer.step()
+
+        def in_place(rule: Any = rule, x: Any = x, y: Any = y) -> None:
+            for _ in range(steps):
+                rule.sgd_step(x, y, LR, loss="mse")
+
+        runs = {
+            "plain": plain,
+            "FA in place": in_place,
+            "pre-activations": lambda rule=rule, x=x, y=y: reduced.train_two_layer(
+                rule, x, y, lr=LR, steps=steps
+            ),
+        }
+        if activation == "linear":
+            start = reduced.linear_runs([rule] * 10, [x] * 10, [y] * 10)
+            runs["10 runs of n-vectors"] = lambda start=start: reduced.train_linear(
+                start, lr=LR, steps=steps
+            )
+        seconds = step_times(runs, repeats=repeats, clock=CLOCK)
+        plain_seconds = seconds.pop("plain")
+        ratios |= {f"{activation}, {name}": t / plain_seconds for name, t in seconds.items()}
+    return ratios
+
+
 IMPORTS = {
     "torch": "import torch",
     "import fabook": "import fabook",
@@ -179,6 +221,10 @@ def measure(repeats: int) -> dict[str, Any]:
         {"name": "64 online runs, us a run-step", "target": ONLINE_TARGET, "measured": online}
     )
     rows += [
+        {"name": f"150-12800-1 {name}", "target": None, "measured": ratio}
+        for name, ratio in reduction_ratios(max(3, repeats // 20)).items()
+    ]
+    rows += [
         {"name": f"{name} / torch", "target": IMPORT_TARGET, "measured": t / alone}
         for name, t in imports.items()
     ]
@@ -197,7 +243,7 @@ def report(found: dict[str, Any]) -> bool:
     print(
         f"plain step {found['plain_step_ms']:.2f} ms, load {found['load']}, torch {found['torch']}"
     )
-    print(f"{'':36}{'target':>8}{'measured':>10}{'MKL forward':>13}")
+    print(f"{'':42}{'target':>8}{'measured':>10}{'MKL forward':>13}")
     every = True
     for row in found["rows"]:
         cells = [row["target"], row["measured"], row.get("mkl_forward")]
@@ -205,7 +251,7 @@ def report(found: dict[str, Any]) -> bool:
         met = row["target"] is None or row["measured"] <= row["target"]
         every &= met
         print(
-            f"{row['name']:36}{shown[0]:>8}{shown[1]:>10}{shown[2]:>13}{'' if met else '  missed'}"
+            f"{row['name']:42}{shown[0]:>8}{shown[1]:>10}{shown[2]:>13}{'' if met else '  missed'}"
         )
     return every
 
