@@ -43,10 +43,12 @@ _CHECK_EVERY = 1000  # steps between two looks for divergence
 
 @dataclass(frozen=True)
 class Stop:
-    """When to stop: after ``least`` steps, at the first look at which the loss hardly changes.
+    """When to stop: after ``least`` updates, if the loss has hardly changed between two looks.
 
-    The rule of the published runs: the loss is looked at every ``every`` steps, and a run ends at
-    the first look not before ``least`` at which it differs by less than ``change`` from the last.
+    The rule of the published program. The loss is looked at before every update whose number is a
+    multiple of ``every``. Once it differs by less than ``change`` from the look before (the first
+    look: from zero), the run may end: after that update, but not before ``least``. One such look
+    is enough, however early.
     """
 
     least: int
@@ -57,7 +59,9 @@ class Stop:
 def published_stop(width: int) -> Stop:
     r"""The published rule at a width: at least :math:`\lfloor 5000 \sqrt p / 14 \rfloor` steps.
 
-    Source: the second author's published code.
+    Source: the second author's published code. The loop is read in its program for the losses,
+    where the same rule is switched off; the version of the program for the alignment that ran with
+    it was not available to us.
 
     Example:
         >>> [published_stop(p).least for p in (200, 3200, 12800)]
@@ -158,36 +162,43 @@ def _drive(
         raise ValueError(f"look_at must lie in [0, {steps}]; got {wrong[:3]}")
     if stop is not None:
         due |= set(range(0, steps + 1, stop.every))
-    active, last = np.arange(runs), np.full(runs, np.inf)
-    stopped, settled = np.full(runs, steps), np.zeros(runs, dtype=bool)
+    active, last = np.arange(runs), np.zeros(runs)
+    ends, stopped = np.full(runs, np.inf), np.full(runs, steps)
+    leaving = {steps}  # steps at which some run ends
     at, rows = [], []
     seen: dict[str, list[np.ndarray]] = {name: [] for name in probe}
     for step in range(steps + 1):
         error = state.error()
-        if step in due or step == steps or step % _CHECK_EVERY == 0:
+        judged = stop is not None and step % stop.every == stop.every - 1
+        shown = step in due or step in leaving
+        if shown or judged or step % _CHECK_EVERY == 0:
             row = np.full((3, runs), np.nan)
             row[:, active] = state.look(error)
             if not np.isfinite(row[0, active]).all():
                 run = active[~np.isfinite(row[0, active])][0]
                 raise FloatingPointError(f"run {run} diverged before step {step}: loss is infinite")
-            if step in due or step == steps:
+            if shown:
                 at.append(step)
                 rows.append(row)
                 for name, look in probe.items():
                     seen[name].append(np.asarray(look(state)))
-            if stop is not None and step % stop.every == 0:
-                done = (np.abs(row[0] - last) < stop.change)[active] & (step >= stop.least)
+            if stop is not None and judged:
+                settling = np.isinf(ends) & (np.abs(row[0] - last) < stop.change)
+                ends[settling] = max(stop.least, step + 1)
+                leaving |= {int(end) for end in ends[settling]}
                 last = row[0]
-                stopped[active[done]], settled[active[done]] = step, True
-                if done.any():
-                    if done.all():
-                        break
-                    keep = torch.as_tensor(~done)
-                    error = error[keep.to(error.device)]
-                    state.keep(keep)
-                    active = active[~done]
+            done = ends[active] <= step
+            if done.any():
+                stopped[active[done]] = step
+                if done.all():
+                    break
+                keep = torch.as_tensor(~done)
+                error = error[keep.to(error.device)]
+                state.keep(keep)
+                active = active[~done]
         if step < steps:
             state.step(error)
+    settled = ends <= stopped
     loss, cos, moved = np.moveaxis(np.array(rows), 0, 1)
     found = {name: np.stack(values) for name, values in seen.items()}
     return Trajectory(np.array(at), loss, cos, moved, stopped, settled, found)
@@ -358,7 +369,7 @@ def train_linear(
         penalty: :math:`\lambda` on the second layer, one for all or one for each run.
         steps: number of full-batch updates, the most with ``stop``.
         look_at: numbers of updates after which to look; the last step is always one.
-        stop: end each run by this rule; its looks are kept too.
+        stop: end each run by this rule; looks at multiples of its ``every`` are kept too.
         until: switch the penalty off from this step on, one for all or one for each run.
 
     Returns:

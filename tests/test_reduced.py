@@ -118,21 +118,44 @@ def test_stacked_runs_are_single_runs_that_leave_at_their_own_stop(device):
     assert len(set(together.stopped.tolist())) > 1  # or the test shows nothing
 
 
+def rule_of_stopping(loss, stop):
+    """The published loop, written out: loss[t] is that after t updates."""
+    t, go_on, record = 0, True, 0.0
+    while t < stop.least or go_on:
+        if t % stop.every == stop.every - 1:
+            if abs(loss[t] - record) < stop.change:
+                go_on = False
+            record = loss[t]
+        t += 1
+    return t
+
+
+@pytest.mark.parametrize(("least", "change"), [(450, 0.02), (450, 1e9), (1234, 0.02), (100, 1e-4)])
 @pytest.mark.parametrize("activation", ["linear", "relu"])
-def test_stopping_rule(activation, device):
+def test_stopping_rule_is_the_published_loop(activation, least, change, device):
     rule, x, y = problem(device, activation)
-    stop = Stop(least=450, every=100, change=0.02)
-    seen = reduced(rule, x, y, activation, lr=2e-3, steps=50_000, stop=stop, look_at=[7])
+    stop = Stop(least=least, every=100, change=change)
+    every = reduced(rule, x, y, activation, lr=2e-3, steps=5000, look_at=range(5001))
+    seen = reduced(rule, x, y, activation, lr=2e-3, steps=5000, stop=stop, look_at=[7])
     assert seen.settled.all()
-    looks = seen.steps % 100 == 0
-    steps, loss = seen.steps[looks], seen.loss[looks, 0]
-    small = np.abs(np.diff(loss)) < 0.02
-    first = steps[1:][small & (steps[1:] >= 450)][0]
-    assert seen.stopped[0] == first == seen.steps[-1]
-    assert seen.final("cosine")[0] == seen.cosine[-1, 0]
-    short = reduced(rule, x, y, activation, lr=2e-3, steps=300, stop=stop)
+    assert seen.stopped[0] == rule_of_stopping(every.loss[:, 0], stop) == seen.steps[-1]
+    assert seen.final("cosine")[0] == every.cosine[seen.stopped[0], 0]
+    assert {0, 7, 100, 200} <= set(seen.steps.tolist())
+    short = reduced(rule, x, y, activation, lr=2e-3, steps=least - 1, stop=stop)
     assert not short.settled.any()
-    assert short.stopped[0] == 300
+    assert short.stopped[0] == least - 1
+
+
+def test_one_early_look_without_change_is_enough(device):
+    rule, x, y = problem(device)
+    options = {"lr": 2e-3, "penalty": 1.0, "steps": 3000}
+    every = reduced(rule, x, y, "linear", look_at=range(3001), **options)
+    looks = every.loss[9::10, 0]
+    small = np.abs(np.diff(looks)) < 0.05
+    turn = int(np.argmax(small))  # early, and the loss moves again after it
+    stop = Stop(least=10 * turn + 400, every=10, change=0.05)
+    seen = reduced(rule, x, y, "linear", stop=stop, **options)
+    assert seen.stopped[0] == rule_of_stopping(every.loss[:, 0], stop) == stop.least
 
 
 def test_published_stop():
