@@ -596,7 +596,7 @@ class Run:
         if ipython is None or ipython.get_ipython() is None:
             return
         ipython.display.display(
-            {f"{GLUE_PREFIX}text/plain": str(text)},
+            {f"{GLUE_PREFIX}text/plain": repr(str(text))},  # readers evaluate: "3,200" is a tuple
             raw=True,
             metadata={"scrapbook": {"name": name, "mime_prefix": GLUE_PREFIX}},
         )
