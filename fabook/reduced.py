@@ -235,9 +235,6 @@ class LinearRuns:
         )
 
 
-_VECTORS = ("K", "M", "m0", "mb", "y", "b0", "bb", "beta2")
-
-
 def linear_runs(rules: Sequence[FA], x: Sequence[Tensor], y: Sequence[Tensor]) -> LinearRuns:
     """Reduce linear two-layer networks of one width, each with its own data.
 
@@ -274,18 +271,17 @@ def linear_runs(rules: Sequence[FA], x: Sequence[Tensor], y: Sequence[Tensor]) -
     if len(widths) > 1 or len({row["y"].shape for row in rows}) > 1:
         raise ValueError(f"runs must share width and number of samples; got widths {widths}")
     return LinearRuns(
-        **{k: torch.stack([row[k] for row in rows]) for k in _VECTORS}, width=max(widths)
+        **{k: torch.stack([row[k] for row in rows]) for k in rows[0]}, width=max(widths)
     )
 
 
-class _Linear:
+class _Linear(LinearRuns):
     """State (s, q, a, c) of R runs, with the products K s and M q carried along."""
 
     def __init__(
         self, runs: LinearRuns, lr: float, penalty: Array, until: NDArray[np.int64] | None
     ) -> None:
-        for name in _VECTORS:
-            setattr(self, name, getattr(runs, name))
+        super().__init__(**vars(runs))
         n = runs.y.shape[1]
         self.maps = torch.cat([runs.K, runs.M], 1)  # (R, 2n, n)
         self.h, self.lr, self.n = runs.width**-0.5, lr, n
@@ -296,15 +292,6 @@ class _Linear:
         self.Ks, self.Mq = torch.zeros_like(runs.y), torch.zeros_like(runs.y)
         self.a, self.c = torch.ones_like(runs.b0), torch.zeros_like(runs.b0)
         self.taken = 0
-
-    K: Tensor
-    M: Tensor
-    m0: Tensor
-    mb: Tensor
-    y: Tensor
-    b0: Tensor
-    bb: Tensor
-    beta2: Tensor
 
     def keep(self, mask: Tensor) -> None:
         for name, value in list(vars(self).items()):
