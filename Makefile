@@ -51,14 +51,14 @@ fresh:
 lint: $(STAMP) ## Lint and format check, notebooks' code cells included
 	$(call stage,ruff check,$(BIN)/ruff check .)
 	$(call stage,ruff format,$(BIN)/ruff format --check .)
-	$(call stage,notebooks,$(call pytest,notebooks) tests/test_notebooks.py)
+	$(call stage,notebooks,$(call pytest,notebooks) tests/bookkit/test_notebooks.py)
 
 types: $(STAMP)
 	$(call stage,mypy,$(BIN)/mypy)
 
 unit: $(STAMP)
-	$(call stage,doctests,$(call pytest,doctests) --doctest-modules fabook)
-	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/test_notebooks.py --ignore=tests/test_site.py)
+	$(call stage,doctests,$(call pytest,doctests) --doctest-modules fabook book/bookkit)
+	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/bookkit/test_notebooks.py --ignore=tests/bookkit/test_site.py)
 
 quick: $(STAMP)
 	$(call stage,quick preset,$(BIN)/fabook run --preset quick --jobs $(JOBS))
@@ -75,7 +75,7 @@ claims: quick
 
 site: quick browser
 	$(call stage,site,$(BIN)/fabook build)
-	$(call stage,site in a browser,$(call pytest,site) tests/test_site.py)
+	$(call stage,site in a browser,$(call pytest,site) tests/bookkit/test_site.py)
 
 browser:
 	@if { command -v chromium || command -v google-chrome; } >/dev/null \

@@ -7,8 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fabook import claims
-from fabook.site import PAPERS
+from bookkit import claims
+from bookkit.site import PAPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = re.compile(r"(?s)(<!-- scorecard -->\n).*?(<!-- end of scorecard -->)")

@@ -5,7 +5,7 @@ Quick results are those of this build; paper results are the committed ones.
 
 import sys
 
-from fabook import claims
+from bookkit import claims
 
 ROOT = claims.find_root()
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import (
-        claims,
         conservation,
         data,
         deep_linear,
@@ -56,7 +55,7 @@ _EXPORTS = {
     "rules": "BP BRSF DFA DRTP FA FRSF RULES USF KolenPollack Rule Shallow UnsupportedModule",
     "streams": "stream",
     "training": "History accuracy train",
-    **dict.fromkeys("claims conservation data deep_linear dominance metrics".split(), ""),
+    **dict.fromkeys("conservation data deep_linear dominance metrics".split(), ""),
     **dict.fromkeys("minimum_norm multiclass plots published reduced".split(), ""),
     **dict.fromkeys("stability stacked structure theory".split(), ""),
 }

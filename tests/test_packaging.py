@@ -120,9 +120,22 @@ def test_import_needs_torch_and_numpy_only() -> None:
     assert not (loaded("fabook") - loaded("torch")) & LATE
 
 
+def test_the_library_never_imports_the_book_tool() -> None:
+    found = re.compile(r"^\s*(?:from|import) +bookkit\b", re.MULTILINE)
+    modules = (ROOT / "fabook").rglob("*.py")
+    assert [m for m in modules if found.search(m.read_text(encoding="utf-8"))] == []
+
+
+def test_the_package_runs_as_the_command() -> None:
+    command = [sys.executable, "-m", "fabook", "--help"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "usage: fabook" in run.stdout
+
+
 def test_the_package_is_typed_and_has_its_command(project: dict[str, Any]) -> None:
     assert (ROOT / "fabook" / "py.typed").exists()
-    assert project["scripts"] == {"fabook": "fabook.cli:main"}
+    assert (ROOT / "book" / "bookkit" / "py.typed").exists()
+    assert project["scripts"] == {"fabook": "bookkit.cli:main"}
 
 
 def test_ci_script_can_be_run() -> None:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fabook import claims
+from bookkit import claims
 
 EXIT_CODES = "exit codes: 0 as expected, 1 a notebook failed, 2 refused, 3 unexpected verdict"
 PURPOSES = {
@@ -152,7 +152,7 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from fabook import runner
+    from bookkit import runner
 
     rows = runner.listing(*_places(arguments))
     if arguments.json:
@@ -167,7 +167,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from fabook import runner
+    from bookkit import runner
 
     values = {}
     for text in arguments.parameter:
@@ -247,7 +247,7 @@ def _claims(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from fabook import site
+    from bookkit import site
 
     root, out = _places(arguments)
     try:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fabook import claims
+from bookkit import claims
 
 CLAIM: dict[str, Any] = {
     "id": "toy.alpha.small",
@@ -136,10 +136,10 @@ def test_root_is_found_upwards_and_overridden(
     monkeypatch.setenv("FABOOK_ROOT", str(empty))
     with pytest.raises(claims.RootError, match="FABOOK_ROOT"):
         claims.find_root()
-    (empty / "fabook").mkdir()
-    (empty / "fabook" / "claims.py").write_bytes(Path(claims.__file__).read_bytes())
+    (empty / "bookkit").mkdir()
+    (empty / "bookkit" / "claims.py").write_bytes(Path(claims.__file__).read_bytes())
     monkeypatch.delenv("FABOOK_ROOT")
-    monkeypatch.setattr(claims, "__file__", str(empty / "fabook" / "claims.py"))
+    monkeypatch.setattr(claims, "__file__", str(empty / "bookkit" / "claims.py"))
     with pytest.raises(claims.RootError, match="clone of the repository"):
         claims.find_root(empty)
 
@@ -222,7 +222,7 @@ def test_unexpected_verdicts_are_named() -> None:
 
 
 def begin(**options: Any) -> claims.Run:
-    return claims.start("toy/alpha", **({"device": "cpu"} | options))
+    return claims.start("toy/alpha", {"device": "cpu"} | options)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from urllib.parse import urlparse
 
 import pytest
 
-from fabook import claims, site
+from bookkit import claims, site
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # --- a tiny book -------------------------------------------------------------------------------
 
@@ -344,7 +344,7 @@ def html() -> Path:
     if not (folder / "index.html").is_file():
         assert "FABOOK_SITE" not in os.environ, f"no site in {folder}"
         for command in ("run", "build"):
-            code = "import sys; from fabook.cli import main; sys.exit(main(sys.argv[1:]))"
+            code = "import sys; from bookkit.cli import main; sys.exit(main(sys.argv[1:]))"
             subprocess.run([sys.executable, "-c", code, command], check=True, cwd=ROOT)
     return folder
 

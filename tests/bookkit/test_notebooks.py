@@ -12,7 +12,7 @@ from typing import Any
 import jupytext
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
 NAMES = sorted(f.relative_to(FOLDER).with_suffix("").as_posix() for f in FOLDER.rglob("*.md"))
 DEFAULTS = {"preset": "quick", "seed": 0, "device": "auto"}
@@ -51,13 +51,13 @@ def test_first_code_cell_holds_the_parameters(name: str) -> None:
 
 def test_run_is_started_under_its_own_name_and_saved_last(name: str) -> None:
     sources = [cell.source for cell in code_cells(name)]
-    started = [m for s in sources for m in re.findall(r'claims\.start\(\s*"([^"]+)"', s)]
+    started = [m for s in sources for m in re.findall(r'bookkit\.start\(\s*"([^"]+)"', s)]
     assert started == [name]
     assert "run.save()" in sources[-1]
 
 
 def test_every_registered_claim_is_judged(name: str) -> None:
-    from fabook import claims
+    from bookkit import claims
 
     registered = {claim.id for claim in claims.load(ROOT).values() if claim.notebook == name}
     source = "\n".join(cell.source for cell in code_cells(name))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import fabook
-from fabook import claims, cli, runner
+from bookkit import claims, cli, runner
 
 HEADER = """\
 ---
@@ -59,8 +59,8 @@ open(os.environ["FABOOK_RESULT_FILE"], "w").write(json.dumps(result))
 """
 RECORDED = """
 ```{{code-cell}} python
-from fabook import claims
-run = claims.start("{name}", preset=preset, seed=seed, device=device)
+import bookkit
+run = bookkit.start("{name}", globals())
 print("first", flush=True)
 print("second")
 run.record("environment", dims=["i"], names=[
@@ -151,7 +151,7 @@ class Repository:
     def command(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """The command line in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "fabook.cli", "run", "--out", str(self.out), *arguments],
+            [sys.executable, "-m", "fabook", "run", "--out", str(self.out), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -241,7 +241,7 @@ def test_executed_notebook_has_merged_text_and_glue(repository: Repository) -> N
     path = repository.out / "notebooks" / "quick" / "toy" / "recorded.ipynb"
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    cell = next(cell for cell in notebook.cells if "claims.start" in cell.source)
+    cell = next(cell for cell in notebook.cells if "bookkit.start" in cell.source)
     assert cell.outputs[0].text == "first\nsecond\n"
     glued = extract_glue_data_cell(cell)
     shown = {key: format_plain_text(output["data"]["text/plain"], "") for key, output in glued}
@@ -371,19 +371,18 @@ def test_every_ingredient_of_the_key_counts(
     assert runner.cache_key(paper) != before
 
 
-def test_library_source_counts_but_not_the_command_line(
-    repository: Repository, tmp_path: Path
-) -> None:
+def test_library_source_counts(repository: Repository, tmp_path: Path) -> None:
     package = tmp_path / "fabook"
     shutil.copytree(Path(fabook.__file__).parent, package)
     path = repository.source("toy/plain")
     hashes = [runner.source_hash(path), runner.source_hash(path, package)]
-    for name in ("cli.py", "site.py", "runner.py", "streams.py", "new.py"):
+    assert hashes[0] == hashes[1]
+    (package / "deeper").mkdir()
+    for name in ("streams.py", "new.py", "deeper/new.py"):
         with open(package / name, "a", encoding="utf-8") as module:
             module.write("\n# a comment\n")
         hashes.append(runner.source_hash(path, package))
-    assert len(set(hashes[:5])) == 1
-    assert len(set(hashes)) == 3
+    assert len(set(hashes)) == 4
 
 
 def truncate(path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fabook import cli
+from bookkit import cli
 
 COMMANDS = ("list", "run", "claims", "build", "data", "doctor")
 
@@ -158,8 +158,8 @@ def test_doctor(
 
 def test_starting_needs_no_torch(root: Path) -> None:
     code = (
-        "import sys, fabook.cli\n"
-        "assert fabook.cli.main(['list', '--json']) == 0\n"
+        "import sys, bookkit.cli\n"
+        "assert bookkit.cli.main(['list', '--json']) == 0\n"
         "print([m for m in ('torch', 'numpy', 'papermill', 'jupytext') if m in sys.modules])\n"
     )
     command = [sys.executable, "-W", "error", "-c", code]

@@ -453,19 +453,20 @@ def _check_dims(label: str, dims: Sequence[str], arrays: Mapping[str, Any]) -> N
                 )
 
 
-def start(notebook: str, *, preset: str = "quick", seed: int = 0, device: str = "auto") -> Run:
-    """Begin a notebook's record.
+def start(notebook: str, values: Mapping[str, Any] | None = None) -> Run:
+    """Begin a notebook's record: `run = bookkit.start("paper/notebook", globals())`.
 
     Args:
         notebook: its name, such as `"refinetti2021/online_dynamics"`.
-        preset: `"quick"` or `"paper"`.
-        seed: the seed of every random draw.
-        device: `"auto"`, `"cpu"` or `"cuda"`.
+        values: the notebook's variables; `preset`, `seed` and `device` are read from them.
 
     Raises:
         ValueError: for an unknown notebook or preset, a seed that is no integer, or a device
             that is unknown or missing.
     """
+    values = values or {}
+    preset, seed = values.get("preset", "quick"), values.get("seed", 0)
+    device = values.get("device", "auto")
     root = find_root()
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{suggest(str(preset), PRESETS)}")

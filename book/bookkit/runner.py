@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -36,9 +37,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fabook import claims
+from bookkit import claims
 
-PROJECT_ONLY = ("runner.py", "cli.py", "site.py")  # modules that no result depends on
 COMMON = ("preset", "device")  # parameters that have an option of their own
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 SCHEDULER_TIMEOUT = 10.0  # seconds to wait for a Dask scheduler's answer
@@ -335,10 +335,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def source_hash(path: Path, package: Path = Path(__file__).parent) -> str:
-    """SHA-256 over a notebook's source and the library modules that its results depend on."""
-    modules = sorted(p for p in package.glob("*.py") if p.name not in PROJECT_ONLY)
-    contents = {p.name: _digest(p.read_bytes()) for p in modules}
+def source_hash(path: Path, package: Path | None = None) -> str:
+    """SHA-256 over a notebook's source and the modules that its results depend on."""
+    spec = importlib.util.find_spec("fabook")
+    if package is None and spec and spec.origin:
+        package = Path(spec.origin).parent
+    contents = {}
+    if package is not None:
+        for module in sorted(package.rglob("*.py")):
+            contents[module.relative_to(package).as_posix()] = _digest(module.read_bytes())
+    contents["claims"] = _digest(Path(claims.__file__).read_bytes())
     return _digest([_digest(path.read_bytes()), contents])
 
 
