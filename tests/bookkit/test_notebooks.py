@@ -11,6 +11,7 @@ from typing import Any
 
 import jupytext
 import pytest
+from jupytext.config import load_jupytext_configuration_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
@@ -38,6 +39,15 @@ def test_header_names_the_kernel_and_the_format(name: str) -> None:
     assert header["kernelspec"]["name"] == "python3"
     assert header["kernelspec"]["language"] == "python"
     assert header["jupytext"]["text_representation"]["format_name"] == "myst"
+
+
+def test_saving_in_an_editor_changes_nothing(name: str) -> None:
+    # What Jupyter does through jupytext when a notebook is opened and saved.
+    path = FOLDER / f"{name}.md"
+    config = load_jupytext_configuration_file(ROOT / "jupytext.toml")
+    text = path.read_text(encoding="utf-8")
+    opened = jupytext.reads(text, fmt="md:myst", config=config)
+    assert jupytext.writes(opened, fmt="md:myst", config=config) == text
 
 
 def test_first_code_cell_holds_the_parameters(name: str) -> None:
