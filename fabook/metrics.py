@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .networks import choose
-from .rules import BP, BRSF, DFA, DRTP, FA, FRSF, USF, KolenPollack, Loss, Rule, Shallow, _gradient
+from .rules import BP, BRSF, DFA, DRTP, FA, FRSF, USF, KolenPollack, Loss, Rule, _gradient
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -79,10 +79,15 @@ def _direction(a: Tensor, dim: int) -> Tensor:
 
 
 @contextmanager
-def unchanged(rule: Rule) -> Iterator[None]:
-    """Restore the network's buffers (running statistics) and the random state afterwards."""
-    kept = [(b, b.clone()) for b in rule.net.buffers()]
-    cuda = {p.device.index for p in rule.net.parameters() if p.is_cuda}
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Restore buffers (running statistics) and the random state afterwards.
+
+    Args:
+        module: a network, or a rule with its network.
+    """
+    modules = [module, module.net] if isinstance(module, Rule) else [module]
+    kept = [(b, b.clone()) for m in modules for b in m.buffers()]
+    cuda = {p.device.index for m in modules for p in m.parameters() if p.is_cuda}
     try:
         with torch.random.fork_rng(devices=cuda):
             yield
@@ -239,10 +244,11 @@ def weight_alignment(rule: Rule) -> Alignment:
     all of them with entries as they are. The first layer has no weight alignment.
 
     Returns:
-        Alignment by the name of the layer that owns W.
+        Alignment by the name of the layer that owns W. A rule that owns no feedback matrices (BP,
+        Shallow) has NaN in every layer and in ``total``, each layer counted as excluded.
 
     Raises:
-        ValueError: for rules without feedback, or direct rules across convolutions.
+        ValueError: for direct rules across convolutions, where no product has the weight's shape.
 
     Example:
         >>> from fabook import mlp, DFA
@@ -250,6 +256,9 @@ def weight_alignment(rule: Rule) -> Alignment:
         >>> list(weight_alignment(DFA(mlp([4, 3, 5, 2], generator=g), generator=g)).layers)
         ['2', '4']
     """
+    if not rule.feedback:
+        owners, none = rule.layers[1:], float("nan")
+        return Alignment(dict.fromkeys(owners, none), none, dict.fromkeys(owners, 1))
     pairs = _matrix_pairs(rule)
     return Alignment(
         {name: float(cosine(w, b)) for name, (w, b) in pairs.items()},
@@ -259,23 +268,21 @@ def weight_alignment(rule: Rule) -> Alignment:
 
 
 def _matrix_pairs(rule: Rule) -> dict[str, tuple[Tensor, Tensor]]:
-    if isinstance(rule, BP | Shallow):
-        raise ValueError(f"{type(rule).__name__} has no feedback matrices to align with")
-    weights: dict[str, Any] = {n: rule._above[n].weight.detach() for n in rule.layers[:-1]}
     owners = rule.layers[1:]
+    weights = [rule.net.get_parameter(f"{name}.weight").detach() for name in owners]
     feedback = list(rule.feedback.values())
     if isinstance(rule, DFA):
         targets = [upper @ lower.t() for lower, upper in itertools.pairwise(feedback)]
         targets.append(feedback[-1].t())
     else:
         targets = feedback
-    for name, weight, matrix in zip(owners, weights.values(), targets, strict=True):
+    for name, weight, matrix in zip(owners, weights, targets, strict=True):
         if weight.shape != matrix.shape:
             raise ValueError(
                 f"weight alignment of layer {name!r}: its weight {tuple(weight.shape)} and the "
                 f"product of feedback matrices {tuple(matrix.shape)} differ in shape"
             )
-    return dict(zip(owners, zip(weights.values(), targets, strict=True), strict=True))
+    return dict(zip(owners, zip(weights, targets, strict=True), strict=True))
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,34 @@
 r"""Minibatch training of many small networks at once: R runs in one tensor, one product a layer.
 
 Seeds, settings and label draws of an experiment are runs of one architecture. One at a time, a
-network of 100 units costs more in calls than in arithmetic; stacked, $W_l$ is a tensor
-(R, n_l, n_{l-1}), every product of :mod:`fabook.rules` is one `torch.baddbmm`, and a run costs a
-third as much (34 against 104 microseconds of one CPU core for an update of 9-100-100-2, batch 32).
+network of 100 units costs more in calls than in arithmetic; stacked, :math:`W_l` is a tensor
+(R, n_l, n_{l-1}) and every product of :mod:`fabook.rules` is one ``torch.baddbmm``.
 
-The networks stay ordinary networks: while they are trained, their weights are views of the stack,
-so every metric and every function of :mod:`fabook.training` reads them as they are.
+The networks stay ordinary networks: while they are trained, their parameters are views of the
+stack, so every metric and every function of :mod:`fabook.training` reads them as they are.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .networks import choose
-from .rules import _CLOSED, BP, DFA, DRTP, LOSSES, REDUCTIONS, Rule, output_error
-from .training import History
+from .networks import Erf, Scale, choose
+from .rules import _CLOSED, REDUCTIONS, RULES, Rule, output_error
+from .training import History, Probe, Recorder, Schedule, progress_bar
 
-Probe = Callable[[], Any]
 _aten = torch.ops.aten
+_STACKED = ("BP", "FA", "DFA")
+_LOSSES = ("cross_entropy", "mse")
 
 # tanh(u) = 2 sigmoid(2u) - 1 takes a quarter of the time of torch's own on a CPU.
 _LOCAL: dict[type[nn.Module], tuple[Callable[..., Any], Callable[..., Any]]] = {
-    k: _CLOSED[k] for k in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Identity)
+    k: _CLOSED[k] for k in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Identity, Erf, Scale)
 } | {
     nn.Tanh: (
         lambda m, u: (y := torch.sigmoid(u * 2).mul_(2).sub_(1), y),
@@ -36,85 +36,268 @@ _LOCAL: dict[type[nn.Module], tuple[Callable[..., Any], Callable[..., Any]]] = {
     )
 }
 
+# Elementwise, without parameters or randomness: these go by autograd, all runs in one call.
+_ELEMENTWISE = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh,
+    nn.LogSigmoid, nn.Mish, nn.ReLU6, nn.SELU, nn.SiLU, nn.Softplus, nn.Softshrink, nn.Softsign,
+    nn.Tanhshrink, nn.Threshold,
+)  # fmt: skip
 
-class _Stack:
-    """The weights and feedback of all runs, and one step of them."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
-        kinds = {type(rule) for rule in rules}
-        if len(kinds) != 1 or not isinstance(rules[0], BP | DFA) or isinstance(rules[0], DRTP):
-            names = sorted(kind.__name__ for kind in kinds)
-            raise ValueError(f"rules must all be BP or all be DFA; got {', '.join(names)}")
-        self.weights: list[tuple[list[Any], Tensor]] = []
-        self.ops: list[Any] = []  # bottom to top: a weight (R, n, m), or a module and its pair
-        for modules in zip(*(rule.net.modules() for rule in rules), strict=True):
-            self._place(modules)
-        shared = [rule.feedback.values() for rule in rules]
-        self.feedback = [torch.stack(F).mT.contiguous() for F in zip(*shared, strict=True)]
+class _Layer(NamedTuple):
+    """Linear layers of all runs."""
 
-    def _place(self, modules: Sequence[Any]) -> None:
-        first = modules[0]
-        if isinstance(first, nn.Sequential):
-            return
-        if {type(m) for m in modules} != {type(first)}:
-            raise ValueError(f"networks must share one architecture; got {list(modules)}")
-        if type(first) is not nn.Linear:
-            if type(first) not in _LOCAL:
-                allowed = ", ".join(kind.__name__ for kind in _LOCAL)
-                raise ValueError(f"stacked networks hold Linear and {allowed}; got {first}")
-            self.ops.append((first, *_LOCAL[type(first)]))
-            return
-        if dict(first.named_parameters()).keys() != {"weight"}:
-            raise ValueError(f"stacked networks have no biases; got {first}")
-        if len({layer.weight.shape for layer in modules}) != 1:
-            raise ValueError(f"networks must share one architecture; got {list(modules)}")
-        weight = torch.stack([layer.weight.detach() for layer in modules])
-        self.weights.append((list(modules), weight))
-        self.ops.append(weight)
+    place: int  # from the bottom
+    weight: Tensor  # (R, n, m)
+    bias: Tensor | None  # (R, 1, n)
+
+
+class _Activation:
+    """Activations of all runs; one call where the runs' settings are equal, else one a run."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        settings = [
+            {k: v for k, v in vars(m).items() if k[0] != "_" and k not in ("training", "inplace")}
+            for m in modules
+        ]
+        same = all(found == settings[0] for found in settings)
+        self.modules = list(modules[:1] if same else modules)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Any]]:
+        """Outputs (R, B, n), and what the way back needs."""
+        parts = [x] if len(self.modules) == 1 else list(x.unbind())
+        found = [_forward(m, part) for m, part in zip(self.modules, parts, strict=True)]
+        outputs = [output for output, _ in found]
+        return outputs[0] if len(found) == 1 else torch.stack(outputs), [s for _, s in found]
+
+    def backward(self, signal: Tensor, saved: list[Any]) -> Tensor:
+        """The signal (R, B, n) before the activation."""
+        if len(self.modules) == 1:
+            return _backward(self.modules[0], signal, saved[0])
+        parts = zip(self.modules, signal.unbind(), saved, strict=True)
+        return torch.stack([_backward(m, part, kept) for m, part, kept in parts])
+
+
+def _forward(module: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
+    if type(module) in _LOCAL:
+        found: tuple[Tensor, Any] = _LOCAL[type(module)][0](module, x)
+        return found
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        output = module(leaf.clone())  # in-place ones need a tensor of their own
+    return output.detach(), (leaf, output)
+
+
+def _backward(module: nn.Module, signal: Tensor, saved: Any) -> Tensor:
+    if type(module) in _LOCAL:
+        found: Tensor = _LOCAL[type(module)][1](module, signal, saved)
+        return found
+    leaf, output = saved
+    return torch.autograd.grad(output, leaf, signal)[0]
+
+
+def _flat(prefix: str, net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules in the order in which they act, one that is used twice twice."""
+    if type(net).forward is not nn.Sequential.forward:
+        yield prefix, net
+        return
+    for key, child in net._modules.items():
+        if child is not None:
+            yield from _flat(f"{prefix}.{key}" if prefix else key, child)
+
+
+def _refuse(run: int, name: str, module: nn.Module, why: str) -> ValueError:
+    return ValueError(f"run {run}, module {name!r} ({type(module).__name__}) {why}")
+
+
+class _Parameter:
+    """One parameter of all runs: the stack, what each run owns, and the steps they take."""
+
+    def __init__(self, owners: list[nn.Parameter], values: Tensor, momentum: float) -> None:
+        self.owners, self.values = owners, values
+        self.homes = [p.data for p in owners]
+        free = torch.tensor([p.requires_grad for p in owners], device=values.device)
+        self.frozen, self.free = not bool(free.any()), bool(free.all())
+        self.learns = free.view(-1, *[1] * (values.ndim - 1))
+        self.velocity = torch.zeros_like(values) if momentum else None
+        self.momentum = momentum
 
     def lend(self) -> None:
-        """Make each network's weights views of the stack."""
-        for layers, weight in self.weights:
-            for layer, own in zip(layers, weight, strict=True):
-                layer.weight.data = own
+        """Make each run's parameter a view of the stack."""
+        for p, own in zip(self.owners, self.values, strict=True):
+            p.data = own.view(p.shape)
 
     def give_back(self) -> None:
-        """Let each network own its weights again."""
-        for layers, weight in self.weights:
-            for layer, own in zip(layers, weight, strict=True):
-                layer.weight.data = own.clone()
+        """Write the values where they were and let each run own them again."""
+        for p, home, own in zip(self.owners, self.homes, self.values, strict=True):
+            p.data = home.copy_(own.view(p.shape))
 
-    def step(self, x: Tensor, y: Tensor, lr: float, loss: str, scale: float) -> None:
-        """One update of every run on its own batch, x (R, B, d)."""
-        tape = []
+    def step(self, lr: float, left: Tensor, right: Tensor | None = None) -> None:
+        """Descend along ``left @ right``, or along ``left`` alone."""
+        if self.frozen:
+            return
+        if self.free and self.velocity is None and right is not None:
+            self.values.baddbmm_(left, right, alpha=-lr)
+            return
+        gradient = left if right is None else torch.bmm(left, right)
+        if self.velocity is not None:
+            gradient = self.velocity.mul_(self.momentum).add_(gradient)
+        if self.free:
+            self.values.sub_(gradient, alpha=lr)
+        else:
+            self.values.copy_(torch.where(self.learns, self.values - lr * gradient, self.values))
+
+
+class _Stack:
+    """The parameters and feedback of all runs, and one step of them."""
+
+    def __init__(self, rules: Sequence[Rule], momentum: float) -> None:
+        names = {kind: name for name, kind in RULES.items()}
+        kinds = {type(rule).__name__: names.get(type(rule)) for rule in rules}
+        if len(kinds) != 1 or next(iter(kinds.values())) not in _STACKED:
+            raise ValueError(
+                f"rules must all be one of {', '.join(_STACKED)}; got {', '.join(sorted(kinds))}"
+            )
+        self.direct = next(iter(kinds.values())) == "DFA"
+        self.momentum = momentum
+        self.parameters: list[_Parameter] = []
+        self.ops: list[_Layer | _Activation] = []  # bottom to top
+        nets = [list(_flat("", rule.net)) for rule in rules]
+        for run, net in enumerate(nets):
+            if len(net) != len(nets[0]):
+                raise ValueError(
+                    f"networks must share one architecture: run {run} has {len(net)} modules, "
+                    f"run 0 has {len(nets[0])}"
+                )
+        for level in zip(*nets, strict=True):
+            self._place([name for name, _ in level], [module for _, module in level])
+        self._refuse_shared_memory()
+        shared = [list(rule.feedback.values()) for rule in rules]
+        for run, matrices in enumerate(shared):
+            for matrix in matrices:
+                if (matrix.dtype, matrix.device) != (self.weight.dtype, self.weight.device):
+                    raise ValueError(
+                        f"feedback of run {run} is {matrix.dtype} on {matrix.device}, the network "
+                        f"{self.weight.dtype} on {self.weight.device}"
+                    )
+        stacked = [torch.stack(found) for found in zip(*shared, strict=True)]
+        self.feedback = [f.mT.contiguous() if self.direct else f for f in stacked]
+
+    @property
+    def weight(self) -> Tensor:
+        """The lowest weights, (R, n_1, n_0)."""
+        return next(op.weight for op in self.ops if isinstance(op, _Layer))
+
+    def _place(self, names: Sequence[str], modules: Sequence[Any]) -> None:
+        first = modules[0]
+        for run, module in enumerate(modules):
+            if type(module) is not nn.Linear and type(module) not in (*_LOCAL, *_ELEMENTWISE):
+                raise _refuse(run, names[run], module, "cannot be stacked: only nn.Linear and "
+                              "elementwise activations without parameters can")  # fmt: skip
+            if "forward" in vars(module):
+                raise _refuse(run, names[run], module, "has a forward of its own")
+            if type(module) is not type(first):
+                raise _refuse(run, names[run], module, f"is {type(first).__name__} in run 0: "
+                              "networks must share one architecture")  # fmt: skip
+        if type(first) is not nn.Linear:
+            self.ops.append(_Activation(modules))
+            return
+        places = [{k: (tuple(p.shape), p.dtype, p.device) for k, p in m.named_parameters()}
+                  for m in modules]  # fmt: skip
+        for run, found in enumerate(places):
+            if found != places[0]:
+                why = f"has {_shapes(found)}, run 0 has {_shapes(places[0])}"
+                raise _refuse(
+                    run, names[run], modules[run], f"{why}: networks must share one architecture"
+                )
+        weight = self._stack([m.weight for m in modules])
+        bias = None if first.bias is None else self._stack([m.bias for m in modules])
+        place = sum(isinstance(op, _Layer) for op in self.ops)
+        self.ops.append(_Layer(place, weight, bias))
+
+    def _stack(self, owners: list[nn.Parameter]) -> Tensor:
+        values = torch.stack([p.detach() for p in owners])
+        values = values.unsqueeze(1) if values.ndim == 2 else values
+        self.parameters.append(_Parameter(owners, values, self.momentum))
+        return values
+
+    def _refuse_shared_memory(self) -> None:
+        """Runs are trained side by side, so none may write into another's weights."""
+        spans = []
+        for each in self.parameters:
+            for run, p in enumerate(each.owners):
+                extent = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) + 1
+                begin = p.data_ptr()
+                spans.append((begin, begin + extent * p.element_size(), run))
+        spans.sort()
+        for (_, end, a), (begin, _, b) in itertools.pairwise(spans):
+            if begin < end:
+                raise ValueError(f"runs {min(a, b)} and {max(a, b)} share the memory of a weight")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Any]]:
+        """Outputs (R, B, n_L), and what the way back needs of each module."""
+        tape: list[Any] = []
         for op in self.ops:
-            if isinstance(op, Tensor):
-                tape.append(x)
-                x = torch.bmm(x, op.mT)
-            else:
-                x, saved = op[1](op[0], x)
+            if isinstance(op, _Activation):
+                x, saved = op.forward(x)
                 tape.append(saved)
-        signal = top = output_error(x, y, loss, "sum")[1].mul_(scale)  # (R, B, n_L)
-        feedback = list(self.feedback)
-        for op, saved in zip(reversed(self.ops), reversed(tape), strict=True):
-            if not isinstance(op, Tensor):
-                signal = op[2](op[0], signal, saved)
                 continue
-            delta, bottom = signal, op is self.weights[0][1]
-            if not bottom:  # what goes down is formed before the weight changes
-                signal = torch.bmm(top, feedback.pop()) if self.feedback else torch.bmm(delta, op)
-            op.baddbmm_(delta.mT, saved, alpha=-lr)
-            if bottom:
+            tape.append(x)
+            bias = op.bias
+            x = torch.bmm(x, op.weight.mT) if bias is None else torch.baddbmm(bias, x, op.weight.mT)
+        return x, tape
+
+    def backward(self, signal: Tensor, tape: list[Any], lr: float) -> None:
+        """Send the output error (R, B, n_L) down and take every layer's step."""
+        own = {id(p.values): p for p in self.parameters}
+        top: Tensor | None = None
+        for op, saved in zip(reversed(self.ops), reversed(tape), strict=True):
+            if isinstance(op, _Activation):
+                signal = op.backward(signal, saved)
+                continue
+            top = signal if top is None else top
+            delta, below = signal, op.place - 1
+            if below >= 0:  # what goes down is formed before the weight changes
+                if self.direct:
+                    signal = torch.bmm(top, self.feedback[below])
+                else:
+                    signal = torch.bmm(delta, self.feedback[below] if self.feedback else op.weight)
+            own[id(op.weight)].step(lr, delta.mT, saved)
+            if op.bias is not None:
+                own[id(op.bias)].step(lr, delta.sum(1, keepdim=True))
+            if below < 0:
                 return
 
     def check(self, step: int) -> None:
-        for _, weight in self.weights:
-            finite = weight.flatten(1).isfinite().all(1)
+        for each in self.parameters:
+            finite = each.values.flatten(1).isfinite().all(1)
             if not finite.all():
                 run = int((~finite).nonzero()[0])
                 raise FloatingPointError(
                     f"run {run} diverged before step {step}: a weight is not finite"
                 )
+
+
+def _shapes(parameters: Mapping[str, tuple[Any, ...]]) -> str:
+    found = [f"{k} {shape} {str(dtype)[6:]}" for k, (shape, dtype, _) in parameters.items()]
+    return ", ".join(found)
+
+
+def _errors(output: Tensor, y: Tensor, loss: str, reduction: str) -> tuple[Tensor, Tensor]:
+    """Loss of each run (R), and the output error (R, B, C) by :func:`output_error`."""
+    _, error = output_error(output, y, loss, "sum")
+    if loss == "mse":
+        each = F.mse_loss(output, y.to(output.dtype), reduction="none").sum((1, 2))
+        count = torch.full_like(each, output[0].numel())
+    else:
+        flat = y.flatten(0, 1)
+        each = F.cross_entropy(output.flatten(0, 1), flat, reduction="none")
+        each = each.view(output.shape[:2]).sum(1)
+        counted = y != -100 if y.ndim == 2 else y.new_ones(y.shape[:2])
+        count = counted.sum(1).to(each)
+    if reduction == "sum":
+        return each, error
+    return each / count, error.div_(count[:, None, None])
 
 
 def _per_run(name: str, value: Tensor, single_ndim: int, runs: int) -> tuple[Tensor, int]:
@@ -129,50 +312,80 @@ def _per_run(name: str, value: Tensor, single_ndim: int, runs: int) -> tuple[Ten
     return value.flatten(0, 1), value.shape[1]
 
 
+class _Data:
+    """Inputs and targets of all runs."""
+
+    def __init__(self, x: Tensor, y: Tensor, loss: str, runs: int, like: Tensor) -> None:
+        if x.dtype != like.dtype:
+            raise ValueError(f"x is {x.dtype}, the networks are {like.dtype}")
+        labels = loss == "cross_entropy" and not y.is_floating_point()
+        self.x, self.x_apart = _per_run("x", x, 2, runs)
+        self.y, self.y_apart = _per_run("y", y, 1 if labels else 2, runs)
+        n = x.shape[-2]
+        if n == 0 or len(self.y) != (runs * n if self.y_apart else n) or self.y_apart not in (0, n):
+            raise ValueError(f"x has {n} samples a run; got y of shape {tuple(y.shape)}")
+        self.n, self.runs = n, torch.arange(runs, device=x.device)[:, None]
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (R, B, d) and targets (R, B, ...) of the samples (R, B)."""
+        x = self.x.index_select(0, (chosen + self.runs * self.x_apart).flatten())
+        y = self.y.index_select(0, (chosen + self.runs * self.y_apart).flatten())
+        return x.unflatten(0, chosen.shape), y.unflatten(0, chosen.shape)
+
+
 @torch.no_grad()
 def train_stacked(
     rules: Sequence[Rule],
     x: Tensor,
     y: Tensor,
     *,
-    epochs: float,
-    batch_size: int,
     lr: float,
-    generators: Sequence[Generator],
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    momentum: float = 0.0,
+    generators: Sequence[Generator] | None = None,
     loss: str = "cross_entropy",
     reduction: str = "mean",
     drop_last: bool = False,
     probe: Mapping[str, Probe] | None = None,
     probe_at: Iterable[int] = (),
+    label: str = "stacked runs",
+    progress: bool = False,
 ) -> History:
     """Train many networks at once; each as :func:`fabook.training.train` would train it alone.
 
     Args:
-        rules: R rules, all ``BP`` or all ``DFA``, on networks of one architecture made of
-            ``nn.Linear`` without biases and activations; each with its weights and feedback.
+        rules: R rules, all ``BP``, all ``FA`` or all ``DFA``, each with its network and feedback.
+            Networks of one architecture made of ``nn.Linear`` and elementwise activations; what
+            is frozen and the settings of activations may differ between runs.
         x: (n, d) inputs for all runs, or (R, n, d).
         y: (n,) labels or (n, C) targets for all runs, or with R in front.
-        epochs: passes over the data.
-        batch_size: samples of an update.
-        lr: learning rate of plain gradient descent.
-        generators: R CPU generators, one for the order of each run.
-        loss: ``cross_entropy`` (labels) or ``mse`` (targets).
+        lr: learning rate of gradient descent.
+        epochs, steps, batch_size, drop_last: as in :func:`fabook.training.train`.
+        momentum: as in ``torch.optim.SGD``; 0 is plain gradient descent.
+        generators: R CPU generators, one for the order of each run; for minibatches.
+        loss: ``cross_entropy`` or ``mse``.
         reduction: ``mean`` or ``sum`` over a batch.
-        drop_last: leave out the short last batch of each epoch.
-        probe: functions without arguments, called at ``probe_at``; each returns a number or an
-            array, such as one number a run. They may look at ``rule.net`` of every rule.
+        probe: functions without arguments, called at ``probe_at``; each returns what
+            :func:`fabook.training.train` takes, one number or Alignment a run for instance. They
+            may look at ``rule.net`` of every rule.
         probe_at: numbers of updates after which to probe (0 is before the first).
+        label: name of the runs at the progress bar.
+        progress: show a progress bar.
 
     Returns:
-        History whose ``values`` have the shape (P, ...) of P probes.
+        History whose ``values`` have the shape (P, ...) of P probes and whose ``loss`` is (T, R).
 
     Raises:
-        ValueError: rules or networks that cannot be stacked, or data of the wrong shape.
-        FloatingPointError: a run diverged; seen at the probes and at the end.
+        ValueError: rules or networks that cannot be stacked, naming run and module; arguments or
+            data that do not fit.
+        FloatingPointError: a run diverged; seen at the probes, every hundred updates and at the
+            end.
 
     Example:
         >>> from fabook import DFA, mlp, stream
-        >>> nets = [mlp([4, 3, 2], bias=False, generator=stream(s, "weights")) for s in range(5)]
+        >>> nets = [mlp([4, 3, 2], generator=stream(s, "weights")) for s in range(5)]
         >>> rules = [DFA(net, generator=stream(0, "feedback")) for net in nets]
         >>> x, y = torch.randn(20, 4, generator=stream(0, "x")), torch.arange(20) % 2
         >>> order = [stream(s, "order") for s in range(5)]
@@ -180,59 +393,45 @@ def train_stacked(
         ...     rules, x, y, epochs=2, batch_size=10, lr=0.1, generators=order, probe_at=[0, 4],
         ...     probe={"norm": lambda: [float(net[0].weight.detach().norm()) for net in nets]},
         ... )
-        >>> seen["norm"].shape
-        (2, 5)
+        >>> seen["norm"].shape, seen.loss.shape
+        ((2, 5), (4, 5))
     """
-    choose("loss", loss, LOSSES)
+    choose("loss", loss, _LOSSES)
     choose("reduction", reduction, REDUCTIONS)
-    R, n = len(rules), x.shape[-2]
-    if len(generators) != R:
-        raise ValueError(f"generators must be {R}, one for each run; got {len(generators)}")
-    if not 1 <= batch_size <= n:
-        raise ValueError(f"batch_size must lie in [1, {n}]; got {batch_size}")
-    stack = _Stack(rules)
-    rows, x_apart = _per_run("x", x, 2, R)
-    targets, y_apart = _per_run("y", y, 1 if loss == "cross_entropy" else 2, R)
-    if len(targets) != (R * n if y_apart else n) or y_apart not in (0, n):
-        raise ValueError(f"x has {n} samples a run; got y of shape {tuple(y.shape)}")
-    run_index = torch.arange(R, device=x.device)[:, None]
-    per_epoch = n // batch_size if drop_last else math.ceil(n / batch_size)
-    total, due = round(epochs * per_epoch), set(probe_at)
-    if wrong := sorted(at for at in due if not 0 <= at <= total):
-        raise ValueError(f"probe_at must lie in [0, {total}]; got {wrong}")
-    seen: list[tuple[int, dict[str, np.ndarray]]] = []
-    stack.lend()
+    if not rules:
+        raise ValueError("rules must hold one rule or more; got none")
+    stack = _Stack(rules, momentum)
+    data = _Data(x, y, loss, len(rules), stack.weight)
+    plan = Schedule(
+        data.n, epochs=epochs, steps=steps, batch_size=batch_size, drop_last=drop_last,
+        probe_at=probe_at, probes=bool(probe),
+    )  # fmt: skip
+    sources = [] if generators is None else list(generators)
+    if (sources or not plan.whole) and len({id(g) for g in sources}) != len(rules):
+        raise ValueError(
+            f"generators must be {len(rules)}, one for each run; got {len({*map(id, sources)})}"
+        )
+    record = Recorder(probe or {}, label)
+    orders = torch.arange(data.n, device=x.device).expand(len(rules), -1)
+    for each in stack.parameters:
+        each.lend()
     try:
-        for step in range(total + 1):
-            if step in due or step == total:
+        for step in progress_bar(range(plan.total + 1), progress, label):
+            if plan.looks(step):
                 stack.check(step)
-            if step in due:
-                values = {name: np.asarray(look()) for name, look in (probe or {}).items()}
-                seen.append((step, values))
-            if step == total:
+            if step in plan.due:
+                record.take(step)
+            if step == plan.total:
                 break
-            if step % per_epoch == 0:
-                orders = torch.stack([torch.randperm(n, generator=g) for g in generators])
-                orders = orders.to(x.device)
-            begin = (step % per_epoch) * batch_size
-            batch = orders[:, begin : begin + batch_size]  # (R, B)
-            inputs = rows.index_select(0, (batch + run_index * x_apart).flatten())
-            wanted = targets.index_select(0, (batch + run_index * y_apart).flatten())
-            scale = 1.0
-            if reduction == "mean":
-                samples = batch.shape[1]
-                scale = 1.0 / (samples if loss == "cross_entropy" else samples * y.shape[-1])
-            stack.step(
-                inputs.unflatten(0, batch.shape),
-                wanted.unflatten(0, batch.shape),
-                lr,
-                loss,
-                scale,
-            )
+            if not plan.whole and step % plan.per_epoch == 0:
+                drawn = [torch.randperm(data.n, generator=g) for g in sources]
+                orders = torch.stack(drawn).to(x.device)
+            inputs, targets = data.batch(plan.batch(step, orders))
+            output, tape = stack.forward(inputs)
+            values, error = _errors(output, targets, loss, reduction)
+            record.losses.append(values)
+            stack.backward(error, tape, lr)
     finally:
-        stack.give_back()
-    steps = np.array([step for step, _ in seen], dtype=int)
-    names = list(seen[0][1]) if seen else []
-    return History(
-        steps, steps / per_epoch, {name: np.stack([row[name] for _, row in seen]) for name in names}
-    )
+        for each in stack.parameters:
+            each.give_back()
+    return record.history(plan.per_epoch)

@@ -3,39 +3,77 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from .metrics import Alignment, unchanged
 from .networks import choose
 from .rules import Loss, Rule
 
-Probe = Callable[[], float | Mapping[str, float]]
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import ArrayLike
+
+Probe = Callable[[], Any]
 
 _CHECK_EVERY = 100  # updates between two looks for divergence
 
 
 @dataclass
 class History:
-    """What the probes saw.
+    """What a run and its probes saw.
 
     Attributes:
         steps: (P,) number of updates before each probe.
         epochs: (P,) the same in passes over the training data.
-        values: name of each quantity with its (P,) values.
+        values: name of each quantity with its values, (P,) or (P, ...) for arrays.
         diverged: None, or the message of the divergence that ended the run.
+        loss: (T,) loss of each update's own batch, before the update; (T, R) of R stacked runs.
     """
 
     steps: np.ndarray
     epochs: np.ndarray
     values: dict[str, np.ndarray] = field(default_factory=dict)
     diverged: str | None = None
+    loss: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def frame(self) -> pd.DataFrame:
+        """Return the probes as a table: a row for each step, a column for each number.
+
+        Beside ``epoch`` and the probes' values there is ``loss``, the mean of the training loss
+        over the updates since the row before (NaN in a row that none precedes). A quantity that
+        is an array has one column for each of its entries: ``norm[0]``, ``norm[1]``, ...
+
+        Returns:
+            pandas table with ``step`` as its index.
+
+        Example:
+            >>> seen = History(np.array([0, 2]), np.array([0.0, 1.0]), loss=np.array([3.0, 1.0]))
+            >>> seen.frame().loc[2].to_dict()
+            {'epoch': 1.0, 'loss': 2.0}
+        """
+        import pandas as pd
+
+        since = [slice(a, b) for a, b in zip([0, *self.steps], self.steps, strict=False)]
+        empty = np.full(self.loss.shape[1:], np.nan)
+        losses = [self.loss[s].mean(0) if s.start < s.stop else empty for s in since]
+        columns = {"epoch": self.epochs, "loss": np.array(losses), **self.values}
+        flat: dict[str, np.ndarray] = {}
+        for name, column in columns.items():
+            if column.ndim < 2:
+                flat[name] = column
+                continue
+            for index in np.ndindex(column.shape[1:]):
+                flat[f"{name}[{', '.join(map(str, index))}]"] = column[(slice(None), *index)]
+        return pd.DataFrame(flat, index=pd.Index(self.steps, name="step"))
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.values:
@@ -74,18 +112,19 @@ def train(
     Args:
         rule: bound to the network; both on the device of the data.
         x: (n, ...) training inputs.
-        y: (n,) labels or (n, C) targets.
+        y: (n, ...) labels or targets, as :meth:`fabook.rules.Rule.backward` takes them.
         epochs: passes over the data (or give ``steps``).
         steps: number of updates.
         batch_size: samples of an update; None for all of them.
         lr: learning rate of plain gradient descent.
         optimizer: a torch optimizer over ``rule.net.parameters()`` instead of ``lr``.
-        loss: see :func:`fabook.rules.output_error`.
+        loss: see :func:`fabook.losses.output_error`.
         reduction: ``mean`` or ``sum`` over a batch.
         generator: CPU generator of the order; needed when ``batch_size`` is smaller than n.
         drop_last: leave out the short last batch of each epoch.
-        probe: functions without arguments, called at ``probe_at``; each returns a number, or a
-            mapping whose keys are appended to its name.
+        probe: functions without arguments, called at ``probe_at``; each returns a number, an
+            :class:`~fabook.metrics.Alignment` (recorded as ``name`` for the total and
+            ``name[layer]``), an array, or a mapping whose keys are appended to its name.
         probe_at: numbers of updates after which to probe (0 is before the first).
         after_step: called with the number of updates done after each update.
         on_divergence: ``raise`` or ``stop`` (keep what was recorded and say so in the history).
@@ -93,7 +132,7 @@ def train(
         progress: show a progress bar.
 
     Returns:
-        History of the probes.
+        History of the training loss and the probes.
 
     Raises:
         ValueError: arguments that contradict each other or lie outside what is allowed.
@@ -105,64 +144,55 @@ def train(
         >>> g = torch.Generator().manual_seed(0)
         >>> x, y = torch.randn(20, 4, generator=g), torch.zeros(20, dtype=torch.long)
         >>> rule = BP(mlp([4, 3, 2], generator=g))
-        >>> train(rule, x, y, epochs=2, batch_size=8, lr=0.1, generator=g, probe_at=[0, 6]).steps
-        array([0, 6])
+        >>> seen = train(rule, x, y, epochs=2, batch_size=8, lr=0.1, generator=g, probe_at=[0, 6])
+        >>> seen.steps, bool(seen.loss[-1] < seen.loss[0])
+        (array([0, 6]), True)
     """
     n = len(x)
     choose("on_divergence", on_divergence, ("raise", "stop"))
-    size = n if batch_size is None else batch_size
     if n == 0 or n != len(y):
         raise ValueError(f"x and y must have the same positive length; got {n} and {len(y)}")
-    if not 1 <= size <= n:
-        raise ValueError(f"batch_size must lie in [1, {n}]; got {batch_size}")
-    if (lr is None) == (optimizer is None):
-        raise ValueError("give either lr (plain gradient descent) or optimizer")
-    if (epochs is None) == (steps is None):
-        raise ValueError("give either epochs or steps")
-    if generator is None and size < n:
+    plan = Schedule(
+        n, epochs=epochs, steps=steps, batch_size=batch_size, drop_last=drop_last,
+        probe_at=probe_at, probes=bool(probe),
+    )  # fmt: skip
+    _check_step(rule, lr, optimizer)
+    if generator is None and not plan.whole:
         raise ValueError("minibatches need generator=torch.Generator() for their order")
-    per_epoch = n // size if drop_last else math.ceil(n / size)
-    total = steps if steps is not None else round((epochs or 0) * per_epoch)
-    if total < 0:
-        raise ValueError(f"the number of updates must not be negative; got {total}")
-    due = set(probe_at)
-    if wrong := sorted(at for at in due if at not in range(total + 1)):
-        raise ValueError(f"probe_at must be whole numbers in [0, {total}]; got {wrong}")
-
-    record = _Recorder(probe or {}, label)
+    record = Recorder(probe or {}, label)
     value = torch.zeros(())
     try:
-        for step in _bar(range(total + 1), progress, label):
-            if step in due or step == total or step % _CHECK_EVERY == 0:
+        for step in progress_bar(range(plan.total + 1), progress, label):
+            if plan.looks(step):
                 record.check(step, "loss", float(value))
-            if step in due:
+            if step in plan.due:
                 record.take(step)
-            if step == total:
+            if step == plan.total:
                 break
-            if step % per_epoch == 0 and size < n:
-                order = torch.randperm(n, generator=generator).to(x.device)
-            if size < n:
-                start = (step % per_epoch) * size
-                batch = order[start : start + size]
+            inputs, targets = x, y
+            if not plan.whole:
+                if step % plan.per_epoch == 0:
+                    order = torch.randperm(n, generator=generator).to(x.device)
+                batch = plan.batch(step, order)
                 inputs, targets = x.index_select(0, batch), y.index_select(0, batch)
-            else:
-                inputs, targets = x, y
             if optimizer is None:
                 assert lr is not None
                 value = rule.sgd_step(inputs, targets, lr, loss=loss, reduction=reduction)
             else:
                 value = rule.backward(inputs, targets, loss=loss, reduction=reduction)
                 optimizer.step()
+            record.losses.append(value)
             if after_step is not None:
                 after_step(step + 1)
     except FloatingPointError as error:
         if on_divergence == "raise":
             raise
-        return record.history(per_epoch, str(error))
-    return record.history(per_epoch, None)
+        return record.history(plan.per_epoch, str(error))
+    return record.history(plan.per_epoch)
 
 
-def _bar(steps: Sequence[int], progress: bool, label: str) -> Iterable[int]:
+def progress_bar(steps: Sequence[int], progress: bool, label: str) -> Iterable[int]:
+    """The steps, with a bar on a terminal that counts them if ``progress``."""
     if not progress:
         return steps
     from tqdm.auto import tqdm
@@ -170,65 +200,222 @@ def _bar(steps: Sequence[int], progress: bool, label: str) -> Iterable[int]:
     return tqdm(steps, desc=label, disable=not sys.stderr.isatty(), leave=False)
 
 
-class _Recorder:
-    """Collects probe values step by step."""
+class Schedule:
+    """Which samples make each update, and after which updates to look.
+
+    Args:
+        n: samples.
+        epochs, steps, batch_size, drop_last, probe_at: as in :func:`train`.
+        probes: whether there is anything to look with.
+
+    Raises:
+        ValueError: as :func:`train`.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        epochs: float | None,
+        steps: int | None,
+        batch_size: int | None,
+        drop_last: bool,
+        probe_at: Iterable[int],
+        probes: bool,
+    ) -> None:
+        size = n if batch_size is None else _whole("batch_size", batch_size)
+        if not 1 <= size <= n:
+            raise ValueError(f"batch_size must lie in [1, {n}]; got {batch_size}")
+        if (epochs is None) == (steps is None):
+            raise ValueError("give either epochs or steps")
+        if epochs is not None and not math.isfinite(epochs):
+            raise ValueError(f"epochs must be finite; got {epochs}")
+        self.n, self.size = n, size
+        self.per_epoch = n // size if drop_last else math.ceil(n / size)
+        if steps is None:
+            assert epochs is not None
+            steps = round(epochs * self.per_epoch)
+        self.total = _whole("steps", steps)
+        if self.total < 0:
+            raise ValueError(f"the number of updates must not be negative; got {steps}")
+        self.due = set(probe_at)
+        if wrong := sorted(at for at in self.due if at not in range(self.total + 1)):
+            raise ValueError(f"probe_at must be whole numbers in [0, {self.total}]; got {wrong}")
+        if probes and not self.due:
+            raise ValueError(
+                f"probe without probe_at would see nothing: give numbers of updates in "
+                f"[0, {self.total}], such as probe_at=[0, {self.total}]"
+            )
+
+    @property
+    def whole(self) -> bool:
+        """Whether each update takes all samples, in their own order."""
+        return self.size == self.n
+
+    def looks(self, step: int) -> bool:
+        """Whether to look for divergence after ``step`` updates."""
+        return step in self.due or step == self.total or step % _CHECK_EVERY == 0
+
+    def batch(self, step: int, orders: Tensor) -> Tensor:
+        """The part of the epoch's order (..., n) that makes the update after ``step`` others."""
+        start = (step % self.per_epoch) * self.size
+        return orders[..., start : start + self.size]
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number; got {value!r}") from None
+
+
+class Recorder:
+    """Collects the training loss and what the probes see, step by step."""
 
     def __init__(self, probes: Mapping[str, Probe], label: str) -> None:
         self.probes, self.label = probes, label
         self.steps: list[int] = []
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, np.ndarray]] = []
+        self.losses: list[Tensor] = []
 
     def check(self, step: int, quantity: str, value: float) -> None:
+        """Raise if a value is not finite."""
         if not math.isfinite(value):
             raise FloatingPointError(f"{self.label} diverged at step {step}: {quantity} is {value}")
 
     def take(self, step: int) -> None:
-        row: dict[str, float] = {}
-        for name, probe in self.probes.items():
-            seen = probe()
-            if isinstance(seen, Mapping):
-                row |= {f"{name}{key}": float(value) for key, value in seen.items()}
-            else:
-                row[name] = float(seen)
-        for name, value in row.items():
-            if math.isinf(value):  # NaN is a zero vector's cosine, not a divergence
-                self.check(step, name, value)
+        """Call the probes."""
+        row: dict[str, np.ndarray] = {}
+        for probe, look in self.probes.items():
+            for name, value in _named(probe, look()):
+                if name in row:
+                    raise ValueError(f"two probes record {name!r}")
+                row[name] = np.asarray(value, dtype=float)
+        for name, found in row.items():
+            if infinite := found[np.isinf(found)].tolist():
+                # NaN is a zero vector's cosine, not a divergence
+                self.check(step, name, infinite[0])
+        if self.rows and row.keys() != self.rows[0].keys():
+            raise ValueError(
+                f"probes recorded {sorted(self.rows[0])} at first and {sorted(row)} at step {step}"
+            )
         self.steps.append(step)
         self.rows.append(row)
 
-    def history(self, per_epoch: int, diverged: str | None) -> History:
+    def history(self, per_epoch: int, diverged: str | None = None) -> History:
+        """Everything seen so far."""
         steps = np.array(self.steps, dtype=int)
         names = list(self.rows[0]) if self.rows else []
-        values = {name: np.array([row[name] for row in self.rows]) for name in names}
-        return History(steps, steps / per_epoch, values, diverged)
+        values = {name: np.stack([row[name] for row in self.rows]) for name in names}
+        loss = torch.stack(self.losses).double().cpu().numpy() if self.losses else np.zeros(0)
+        return History(steps, steps / per_epoch, values, diverged, loss)
+
+
+def _named(name: str, seen: Any) -> Iterator[tuple[str, ArrayLike]]:
+    """What a probe returned as numbers and arrays with their names."""
+    if isinstance(seen, Mapping):
+        yield from ((f"{name}{key}", value) for key, value in seen.items())
+        return
+    several = isinstance(seen, Sequence) and seen and isinstance(seen[0], Alignment)
+    if not several and not isinstance(seen, Alignment):
+        yield name, seen.detach().cpu() if isinstance(seen, Tensor) else seen
+        return
+    runs: Sequence[Alignment] = seen if several else [seen]
+    columns = {name: [a.total for a in runs]}
+    columns |= {f"{name}[{layer}]": [a.layers[layer] for a in runs] for layer in runs[0].layers}
+    yield from ((key, value if several else value[0]) for key, value in columns.items())
+
+
+def _check_step(rule: Rule, lr: float | None, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuse steps that would not train this network."""
+    if (lr is None) == (optimizer is None):
+        raise ValueError("give either lr (plain gradient descent) or optimizer")
+    if lr is not None and not (lr >= 0 and math.isfinite(lr)):
+        raise ValueError(f"lr must be a finite number that is not negative; got {lr}")
+    learning = {id(p) for p in rule.net.parameters() if p.requires_grad}
+    if not learning:
+        raise ValueError("no parameter of the network requires a gradient: nothing would learn")
+    if optimizer is None:
+        return
+    given = [p for group in optimizer.param_groups for p in group["params"]]
+    known = {id(p) for p in (*rule.net.parameters(), *rule.parameters())}
+    strange = [tuple(p.shape) for p in given if id(p) not in known]
+    if strange:
+        raise ValueError(
+            f"{len(strange)} of the optimizer's {len(given)} parameters are not in rule.net, the "
+            f"first of shape {strange[0]}: make it of rule.net.parameters()"
+        )
+    if not any(id(p) in learning for p in given):
+        raise ValueError("the optimizer holds no parameter of rule.net that requires a gradient")
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 2000) -> float:
-    """Fraction of samples whose largest output is at the label; evaluation mode, then as before.
+def accuracy(
+    net: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 2000, axis: int | None = None
+) -> float:
+    """Fraction of labels at which the largest output stands; evaluation mode, then as before.
+
+    Outputs (n, C), sequences (n, ..., C) and maps (n, C, ...) are taken: the shape of the labels
+    is the outputs' without the classes' axis. Of equal outputs the first counts as the largest; an
+    output with NaN is a miss. Labels -100 (``ignore_index`` of ``F.cross_entropy``) are left out.
 
     Args:
-        net: classifier with classes on the last axis.
+        net: classifier with two classes or more.
         x: (n, ...) inputs.
-        y: (n,) labels.
+        y: (n, ...) labels, whole numbers in [0, C).
         batch_size: samples at a time.
+        axis: axis of the classes; None finds it from the shapes, and where the last axis and
+            axis 1 would both do, takes axis 1 under a convolution at the top, else the last.
 
     Raises:
-        ValueError: without samples.
+        ValueError: without samples or labels; shapes that do not fit, labels out of range.
+
+    Example:
+        >>> accuracy(nn.Identity(), torch.eye(3), torch.tensor([0, 1, 1]))
+        0.6666666666666666
     """
-    if len(x) == 0:
-        raise ValueError("accuracy of no samples is undefined")
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"accuracy of {len(x)} samples and {len(y)} labels is undefined")
+    if y.is_floating_point() or y.is_complex():
+        raise ValueError(f"accuracy needs whole numbers as labels; got {y.dtype}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive; got {batch_size}")
     modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        hits = sum(
-            int((net(x[i : i + batch_size]).argmax(-1) == y[i : i + batch_size]).sum())
-            for i in range(0, len(x), batch_size)
+    hits = labelled = 0
+    with unchanged(net):
+        try:
+            net.eval()
+            for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+                hit, counted = _hits(net, net(inputs), labels, axis)
+                hits, labelled = hits + hit, labelled + counted
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    if not labelled:
+        raise ValueError("accuracy of no labels is undefined: all are -100")
+    return hits / labelled
+
+
+def _hits(net: nn.Module, output: Tensor, y: Tensor, axis: int | None) -> tuple[int, int]:
+    """Number of hits, and of labels that count."""
+    shape = tuple(output.shape)
+    axes = sorted({1, output.ndim - 1} if axis is None else {axis % output.ndim}, reverse=True)
+    fitting = [a for a in axes if 0 < a < output.ndim and y.shape == shape[:a] + shape[a + 1 :]]
+    if not fitting or shape[fitting[0]] < 2:
+        wanted = f"{shape[:-1]}" + (f" or {shape[:1] + shape[2:]}" if output.ndim > 2 else "")
+        raise ValueError(
+            f"accuracy of outputs {shape} needs two classes or more and labels of shape {wanted}; "
+            f"got labels {tuple(y.shape)}"
         )
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return hits / len(x)
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    top_is_map = bool(layers) and isinstance(layers[-1], nn.Conv2d)
+    found = min(fitting) if top_is_map else max(fitting)
+    counts = y != -100
+    classes = shape[found]
+    if wrong := y[counts & ((y < 0) | (y >= classes))].tolist():
+        raise ValueError(f"labels must lie in [0, {classes}) or be -100; got {wrong[0]}")
+    right = (output.argmax(found) == y) & ~output.isnan().any(found)
+    return int((right & counts).sum()), int(counts.sum())
 
 
 def step_times(

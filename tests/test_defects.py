@@ -108,8 +108,7 @@ def test_measuring_redraws_nothing(rule, device, dtype):
     before = everything()
     gradient_alignment(bound, x, y)
     gradient_alignment_per_sample(bound, x, y)
-    if bound.feedback:
-        weight_alignment(bound)
+    weight_alignment(bound)
     bound.gradients(x, y)
     list(bound.signals(x, y))
     bound.eval()

@@ -328,9 +328,10 @@ def test_weight_alignment_of_zero_weights_is_excluded():
 
 
 @pytest.mark.parametrize("rule", ["BP", "Shallow"])
-def test_weight_alignment_needs_feedback(rule):
-    with pytest.raises(ValueError, match=f"{rule} has no feedback matrices"):
-        weight_alignment(make(rule, net_of(5, 4, 3)))
+def test_weight_alignment_without_feedback_is_nan_and_counted(rule):
+    got = weight_alignment(make(rule, net_of(5, 4, 6, 3)))
+    assert got.excluded == {"2": 1, "4": 1}
+    assert all(math.isnan(v) for v in [*got.layers.values(), got.total])
 
 
 def test_weight_alignment_of_direct_rules_across_convolutions_is_an_error():

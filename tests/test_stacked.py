@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from fabook import BP, DFA, DRTP, FA, mlp, stream, train
 from fabook.metrics import weight_alignment
+from fabook.networks import Erf, Scale
 from fabook.rules import Rule
-from fabook.stacked import train_stacked
+from fabook.stacked import _ELEMENTWISE, _LOCAL, train_stacked
 
 R, N = 3, 22
 
@@ -41,7 +42,7 @@ def problem(loss: str, per_run: bool, device: torch.device) -> tuple[Tensor, Ten
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 @pytest.mark.parametrize("activation", ["tanh", "relu", "linear"])
-@pytest.mark.parametrize("kind", [BP, DFA])
+@pytest.mark.parametrize("kind", [BP, FA, DFA])
 def test_equals_single_runs(
     kind: type[Rule],
     activation: str,
@@ -106,7 +107,11 @@ def test_divergence_names_the_run() -> None:
         ({"reduction": "none"}, "reduction must be one of"),
         ({"batch_size": 23}, r"batch_size must lie in \[1, 22\]; got 23"),
         ({"generators": []}, "generators must be 3, one for each run; got 0"),
-        ({"probe_at": [21]}, r"probe_at must lie in \[0, 20\]; got \[21\]"),
+        ({"probe_at": [21]}, r"probe_at must be whole numbers in \[0, 20\]; got \[21\]"),
+        ({"generators": [stream(0, "order")] * 3}, "one for each run; got 1"),
+        ({"probe": {"a": lambda: 1.0}}, "probe without probe_at"),
+        ({"steps": 3}, "give either epochs or steps"),
+        ({"x": torch.zeros(N, 6)}, "x is torch.float32, the networks are torch.float64"),
         ({"y": torch.zeros(2, N, dtype=torch.long)}, r"got \(2, 22\)"),
         ({"y": torch.zeros(N - 1, dtype=torch.long)}, "x has 22 samples a run"),
     ],
@@ -114,27 +119,199 @@ def test_divergence_names_the_run() -> None:
 def test_wrong_arguments_are_named(change: dict[str, object], match: str) -> None:
     x, y = problem("cross_entropy", False, torch.device("cpu"))
     orders = [stream(r, "order") for r in range(R)]
-    options = {"epochs": 4, "batch_size": 5, "lr": 0.1, "generators": orders, "y": y} | change
+    options = {"epochs": 4, "batch_size": 5, "lr": 0.1, "generators": orders, "x": x, "y": y}
     with pytest.raises(ValueError, match=match):
-        train_stacked(make(DFA, "tanh", torch.device("cpu")), x, **options)
+        train_stacked(make(DFA, "tanh", torch.device("cpu")), **options | change)
 
 
-def test_only_what_can_be_stacked_is_taken() -> None:
+# --- what may differ between runs -----------------------------------------------------------------
+
+L, S = nn.Linear, nn.Sequential
+
+
+def fill(net: nn.Module, run: int) -> nn.Module:
+    g = stream(run, "fill")
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) / 2)
+    return net.double()
+
+
+def one_activation_twice(run: int) -> nn.Module:
+    act = nn.Tanh()
+    return S(L(6, 5), act, L(5, 4), act, L(4, 3))
+
+
+def frozen(run: int) -> nn.Module:
+    net = S(L(6, 5), nn.Tanh(), L(5, 4), nn.ReLU(), L(4, 3))
+    for k, p in enumerate(net.parameters()):
+        p.requires_grad_((k + run) % 3 != 0)
+    return net
+
+
+def frozen_everywhere(run: int) -> nn.Module:
+    net = S(L(6, 5), nn.Tanh(), L(5, 3))
+    net[0].requires_grad_(False)
+    return net
+
+
+def modes(run: int) -> nn.Module:
+    return S(L(6, 5), nn.GELU(), L(5, 3), nn.Tanh()).train(run != 1)
+
+
+def every_activation(run: int) -> nn.Module:
+    kinds = [*_LOCAL, *_ELEMENTWISE]
+    options = {Scale: (1.3,), nn.Threshold: (0.1, 0.2)}
+    layers = [m for kind in kinds for m in (L(4, 4), kind(*options.get(kind, ())))]
+    return S(L(6, 4), *layers, L(4, 3))
+
+
+ARCHITECTURES = {
+    "one activation twice": one_activation_twice,
+    "frozen, another set in each run": frozen,
+    "frozen in every run": frozen_everywhere,
+    "training and evaluation": modes,
+    "slopes": lambda r: S(L(6, 5), nn.LeakyReLU(0.1 * (r + 1)), L(5, 3), Scale(r + 0.5)),
+    "settings by autograd": lambda r: S(L(6, 5), nn.ELU(r + 1.0), L(5, 4), nn.CELU(), L(4, 3)),
+    "nested": lambda r: S(S(L(6, 5), S(nn.Tanh())), S(), S(L(5, 3))),
+    "in place": lambda r: S(L(6, 5), nn.ReLU(True), L(5, 4), nn.ELU(inplace=True), L(4, 3)),
+    "some biases": lambda r: S(L(6, 5, False), nn.Sigmoid(), L(5, 4), Erf(), L(4, 3, False)),
+    "scale at the top": lambda r: S(L(6, 5), nn.Tanh(), L(5, 3), Scale(0.3)),
+    "activation below": lambda r: S(nn.Tanh(), L(6, 5), nn.Tanh(), L(5, 3), nn.Softplus()),
+    "one layer": lambda r: S(L(6, 3)),
+    "every activation": every_activation,
+}  # fmt: skip
+
+
+def strided(net: nn.Module) -> nn.Module:
+    """The same values, columns first in memory."""
+    for p in net.parameters():
+        p.data = p.data.t().contiguous().t() if p.ndim == 2 else p.data
+    return net
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("kind", [BP, FA, DFA])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equals_single_runs_whatever_differs(
+    name: str, kind: type[Rule], momentum: float, device: torch.device
+) -> None:
+    with torch.random.fork_rng():
+        nets = [[fill(ARCHITECTURES[name](r), r).to(device) for r in range(R)] for _ in "ab"]
+    nets[0][1] = strided(nets[0][1])
+    together, alone = (
+        [kind(net, generator=stream(r, "feedback")) for r, net in enumerate(side)] for side in nets
+    )
+    x, y = problem("cross_entropy", False, device)
+    options = {"epochs": 3, "batch_size": 5, "probe_at": [0, 3]}
+    before = [[p.detach().clone() for p in rule.net.parameters()] for rule in together]
+    kept = [[(p.requires_grad, p.stride(), p.data_ptr()) for p in n.parameters()] for n in nets[0]]
+    orders = [stream(r, "order") for r in range(R)]
+    found = train_stacked(
+        together, x, y, lr=0.05, momentum=momentum, generators=orders, **options,
+        probe={"w": lambda: [float(next(n.parameters()).detach().norm()) for n in nets[0]]},
+    )  # fmt: skip
+    for r, rule in enumerate(alone):
+        sgd = torch.optim.SGD(rule.net.parameters(), lr=0.05, momentum=momentum)
+        order = stream(r, "order")
+        one = train(
+            rule, x, y, optimizer=sgd, generator=order, **options,
+            probe={"w": lambda net=rule.net: float(next(net.parameters()).detach().norm())},
+        )  # fmt: skip
+        assert found.loss[:, r] == pytest.approx(one.loss, abs=1e-12)
+        assert found["w"][:, r] == pytest.approx(one["w"], abs=1e-12)
+        assert torch.equal(order.get_state(), orders[r].get_state())
+        parts = zip(together[r].net.parameters(), rule.net.parameters(), before[r], strict=True)
+        for a, b, start in parts:
+            assert (a - b).abs().max() < 1e-12
+            assert a.requires_grad or torch.equal(a, start)
+            assert a.grad is None
+    assert kept == [
+        [(p.requires_grad, p.stride(), p.data_ptr()) for p in n.parameters()] for n in nets[0]
+    ]
+    assert [n.training for n in nets[0]] == [n.training for n in nets[1]]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_whole_batches_and_probabilities(loss: str) -> None:
+    cpu = torch.device("cpu")
+    together, alone = make(FA, "erf", cpu), make(FA, "erf", cpu)
+    x, y = problem("mse", True, cpu)
+    y = y.softmax(-1) if loss == "cross_entropy" else y
+    found = train_stacked(together, x, y, steps=6, lr=0.3, loss=loss)
+    for r, rule in enumerate(alone):
+        one = train(rule, x[r], y[r], steps=6, lr=0.3, loss=loss)
+        assert found.loss[:, r] == pytest.approx(one.loss, abs=1e-12)
+        for a, b in zip(together[r].net.parameters(), rule.net.parameters(), strict=True):
+            assert (a - b).abs().max() < 1e-12
+
+
+def test_a_probe_of_alignments() -> None:
+    rules = make(DFA, "tanh", torch.device("cpu"))
+    x, y = problem("cross_entropy", False, torch.device("cpu"))
+    seen = train_stacked(
+        rules, x, y, steps=1, lr=0.1, probe_at=[0, 1],
+        probe={"wa": lambda: [weight_alignment(rule) for rule in rules]},
+    )  # fmt: skip
+    found = [weight_alignment(rule) for rule in rules]
+    assert seen["wa"][1].tolist() == [a.total for a in found]
+    assert seen["wa[2]"][1].tolist() == [a.layers["2"] for a in found]
+    assert list(seen.frame().columns)[:4] == ["epoch", "loss[0]", "loss[1]", "loss[2]"]
+
+
+def own_forward(run: int) -> nn.Module:
+    net = S(L(6, 5), nn.Tanh(), L(5, 3))
+    if run == 2:
+        net[1].forward = torch.sin
+    return net
+
+
+REFUSED = {
+    "dropout": (lambda r: S(L(6, 5), nn.Dropout(), L(5, 3)), r"run 0, module '1' \(Dropout\)"),
+    "norm": (lambda r: S(L(6, 5), nn.LayerNorm(5), L(5, 3)), r"run 0, module '1' \(LayerNorm\)"),
+    "another width": (
+        lambda r: S(L(6, 5 - r // 2), L(5 - r // 2, 3)),
+        r"run 2, module '0' .* has weight \(4, 6\)",
+    ),
+    "another bias": (lambda r: S(L(6, 5, r != 1), L(5, 3)), "run 1, module '0'"),
+    "another activation": (
+        lambda r: S(L(6, 5), nn.Tanh() if r < 2 else nn.ReLU(), L(5, 3)),
+        r"run 2, module '1' .* is Tanh in run 0",
+    ),
+    "another depth": (
+        lambda r: S(L(6, 5), *[L(5, 5)] * (r == 1), L(5, 3)),
+        "run 1 has 3 modules, run 0 has 2",
+    ),
+    "own forward": (own_forward, "run 2, module '1'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_stacked_is_named(name: str) -> None:
+    build, match = REFUSED[name]
+    with torch.random.fork_rng():
+        rules = [BP(fill(build(r), r)) for r in range(R)]
+    x, y = problem("cross_entropy", False, torch.device("cpu"))
+    with pytest.raises(ValueError, match=match):
+        train_stacked(rules, x, y, steps=1, lr=0.1)
+
+
+def test_rules_and_runs_that_cannot_be_stacked_are_named() -> None:
+    class Mine(FA):
+        pass
+
     cpu = torch.device("cpu")
     x, y = problem("cross_entropy", False, cpu)
-    options = {"epochs": 1, "batch_size": 5, "lr": 0.1}
-    orders = [stream(r, "order") for r in range(R)]
-    for kind in (FA, DRTP):
-        with pytest.raises(ValueError, match=f"all be BP or all be DFA; got {kind.__name__}"):
-            train_stacked(make(kind, "tanh", cpu), x, y, generators=orders, **options)
-    g = stream(0, "weights")
-    bare = {"bias": False, "generator": g, "dtype": torch.float64}
-    biased = BP(mlp([6, 3], generator=g, dtype=torch.float64))
-    with pytest.raises(ValueError, match="have no biases"):
-        train_stacked([biased], x, y, generators=orders[:1], **options)
-    odd = BP(nn.Sequential(*mlp([6, 5], **bare), nn.Dropout(), *mlp([5, 3], **bare)))
-    with pytest.raises(ValueError, match="got Dropout"):
-        train_stacked([odd], x, y, generators=orders[:1], **options)
-    mixed = [BP(mlp([6, 5, 3], **bare)), BP(mlp([6, 4, 3], **bare))]
-    with pytest.raises(ValueError, match="share one architecture"):
-        train_stacked(mixed, x, y, generators=orders[:2], **options)
+    for kind in (DRTP, Mine):
+        with pytest.raises(ValueError, match=f"one of BP, FA, DFA; got {kind.__name__}"):
+            train_stacked(make(kind, "tanh", cpu), x, y, steps=1, lr=0.1)
+    bp = make(BP, "tanh", cpu)
+    with pytest.raises(ValueError, match="got BP, FA"):
+        train_stacked([*bp, *make(FA, "tanh", cpu)], x, y, steps=1, lr=0.1)
+    with pytest.raises(ValueError, match="runs 0 and 3 share the memory of a weight"):
+        train_stacked([*bp, BP(bp[0].net)], x, y, steps=1, lr=0.1)
+    mixed = [bp[0], BP(mlp([6, 5, 4, 3], bias=False, generator=stream(0, "w")))]
+    with pytest.raises(ValueError, match=r"run 1, module '0' .* float32, run 0 has .* float64"):
+        train_stacked(mixed, x, y, steps=1, lr=0.1)
+    with pytest.raises(ValueError, match="one rule or more"):
+        train_stacked([], x, y, steps=1, lr=0.1)

@@ -1,6 +1,7 @@
 """The training loop: batches, probes, determinism, divergence."""
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fabook.metrics import gradient_alignment, weight_alignment
 from fabook.networks import mlp
 from fabook.rules import BP, DFA, RULES
 from fabook.streams import stream
@@ -129,7 +131,7 @@ def test_probing_changes_nothing(device, dtype, data):
     runs = []
     for at in ([], range(8)):
         net = mlp([4, 5, 3], generator=stream(0, "weights"), dtype=dtype).to(device)
-        probe = {"accuracy": lambda net=net: accuracy(net, *data)}
+        probe = {"accuracy": lambda net=net: accuracy(net, *data)} if at else None
         options = {"batch_size": 5, "lr": 0.1, "generator": order(), "probe": probe}
         train(DFA(net, generator=stream(0, "f")), *data, steps=7, probe_at=at, **options)
         runs.append(weights(net))
@@ -212,6 +214,12 @@ ERRORS = {
     "order": ({"generator": None}, "minibatches need generator"),
     "late probe": ({"probe_at": [0, 9]}, r"whole numbers in \[0, 4\]; got \[9\]"),
     "half a probe": ({"probe_at": [0.5]}, r"whole numbers in \[0, 4\]; got \[0.5\]"),
+    "no time to probe": ({"probe": {"a": lambda: 1.0}}, r"probe without probe_at .*\[0, 4\]"),
+    "half a step": ({"steps": 2.5}, r"steps must be a whole number; got 2.5"),
+    "half a sample": ({"batch_size": 2.5}, r"batch_size must be a whole number; got 2.5"),
+    "endless": ({"steps": None, "epochs": float("inf")}, "epochs must be finite; got inf"),
+    "rate": ({"lr": float("nan")}, "lr must be a finite number .*; got nan"),
+    "uphill": ({"lr": -0.1}, "lr must be a finite number .*; got -0.1"),
     "divergence": (
         {"on_divergence": "warn"},
         "on_divergence must be one of raise, stop; got 'warn'",
@@ -229,6 +237,68 @@ def test_errors_name_value_and_what_is_allowed(name, net, data):
     x, y = (v[change.get(k, slice(None))] for k, v in zip("xy", data))
     with pytest.raises(ValueError, match=message):
         train(BP(net), x, y, **options)
+
+
+def test_an_optimizer_of_another_network_is_refused(net, data):
+    other, more = copy.deepcopy(net), nn.Parameter(torch.zeros(7))
+    refused = {
+        "6 of the optimizer's 6 parameters are not in rule.net, the first of": other.parameters(),
+        r"1 of the optimizer's 7 .* the first of shape \(7,\)": [*net.parameters(), more],
+    }
+    before = weights(net)
+    for message, parameters in refused.items():
+        with pytest.raises(ValueError, match=message):
+            train(BP(net), *data, steps=1, optimizer=sgd(parameters))
+    net[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"holds no parameter of rule.net that requires"):
+        train(BP(net), *data, steps=1, optimizer=sgd(net[0].parameters()))
+    train(BP(net), *data, steps=1, optimizer=sgd(net[4].parameters()))  # a part may learn
+    moved = [not torch.equal(a, b) for a, b in zip(before, weights(net))]
+    assert moved == [False] * 4 + [True] * 2
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing would learn"):
+        train(BP(net), *data, steps=1, lr=0.1)
+
+
+def test_the_training_loss_is_kept(net, data):
+    x, y = data
+    twin = copy.deepcopy(net)
+    run = train(BP(net), x, y, epochs=2, batch_size=5, lr=0.1, generator=order())
+    want = []
+    for batch in epochs_of(23, 5, 2, order()):
+        want.append(float(F.cross_entropy(twin(x[batch]), y[batch]).detach()))
+        BP(twin).sgd_step(x[batch], y[batch], 0.1)
+    assert run.loss.tolist() == pytest.approx(want)
+
+
+def test_a_probe_may_return_an_alignment(net, data):
+    rule = DFA(net, generator=order(1))
+    probe = {"g": lambda: gradient_alignment(rule, *data), "w": lambda: weight_alignment(rule)}
+    run = train(rule, *data, steps=2, lr=0.1, probe=probe, probe_at=[0, 2])
+    now = gradient_alignment(rule, *data)
+    assert list(run.values) == ["g", "g[0]", "g[2]", "w", "w[2]", "w[4]"]
+    assert [run[k][1] for k in ("g", "g[0]", "g[2]")] == [now.total, *now.layers.values()]
+
+
+def test_probes_must_name_the_same_things_each_time(net, data):
+    seen = iter([{"a": 1.0}, {"b": 1.0}])
+    with pytest.raises(ValueError, match=r"\['pa'\] at first and \['pb'\] at step 1"):
+        train(BP(net), *data, steps=1, lr=0.1, probe={"p": lambda: next(seen)}, probe_at=[0, 1])
+    twice = {"p": lambda: {"q": 1.0}, "pq": lambda: 1.0}
+    with pytest.raises(ValueError, match="two probes record 'pq'"):
+        train(BP(net), *data, steps=1, lr=0.1, probe=twice, probe_at=[0])
+
+
+def test_history_becomes_a_table(net, data):
+    probe = {"one": lambda: 1.0, "two": lambda: [[1.0, 2.0]]}
+    run = train(BP(net), *data, steps=5, lr=0.1, probe=probe, probe_at=[0, 3, 5])
+    table = run.frame()
+    assert list(table.columns) == ["epoch", "loss", "one", "two[0, 0]", "two[0, 1]"]
+    assert table.index.tolist() == [0, 3, 5]
+    assert math.isnan(table.loss[0])
+    assert table.loss[3] == pytest.approx(run.loss[:3].mean())
+    assert table.loss[5] == pytest.approx(run.loss[3:].mean())
+    assert table["two[0, 1]"].tolist() == [2, 2, 2]
 
 
 def test_progress_shows_nothing_without_a_terminal(net, data, capsys):
@@ -261,11 +331,57 @@ def test_accuracy_counts_hits_in_evaluation_mode_and_restores_modes(device, dtyp
     assert accuracy(net, x, net.eval()(x).argmax(1)) == 1
 
 
+def as_maps():
+    return nn.Sequential(nn.Conv2d(2, 3, 1), nn.Tanh(), nn.Conv2d(3, 3, 1))
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (7, 5, 4), (3, 2, 5, 4), (3, 2, 3, 3)])
+def test_accuracy_of_every_shape_that_trains(shape, device, dtype):
+    """Vectors, sequences and maps; the classes of maps are on axis 1, as the rules have them."""
+    maps = len(shape) == 4
+    with torch.random.fork_rng():
+        net = as_maps() if maps else nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    net = net.to(device, dtype)
+    x = torch.randn(shape, generator=stream(0, "x"), dtype=dtype).to(device)
+    output = net(x).detach()
+    axis = 1 if maps else output.ndim - 1
+    seen = output.shape[:axis] + output.shape[axis + 1 :]
+    y = torch.randint(3, seen, generator=stream(0, "y")).to(device)
+    BP(net).backward(x, y)  # trains
+    want = float((output.argmax(axis) == y).double().mean())
+    assert accuracy(net, x, y, batch_size=2) == pytest.approx(want, abs=1e-15)
+    assert accuracy(net, x, y, axis=axis) == pytest.approx(want, abs=1e-15)
+    some = y.clone()
+    some[0] = -100
+    rest = float((output.argmax(axis) == y)[1:].double().mean())
+    assert accuracy(net, x, some) == pytest.approx(rest, abs=1e-15)
+
+
+def test_accuracy_refuses_shapes_and_labels_that_have_none(device):
+    same, out = nn.Identity(), torch.eye(3).to(device)
+    y = torch.tensor([0, 1, 1]).to(device)
+    assert accuracy(same, out, y) == 2 / 3
+    assert accuracy(same, out * float("nan"), y * 0) == 0
+    refused = [
+        (out, y[:, None], r"outputs \(3, 3\) needs .* labels of shape \(3,\); got labels \(3, 1\)"),
+        (out[:, :1], y, r"outputs \(3, 1\) needs two classes or more"),
+        (out[:, :, None], y, r"shape \(3, 3\) or \(3, 1\); got labels \(3,\)"),
+        (out, out, "whole numbers as labels; got torch.float32"),
+        (out, y + 2, r"labels must lie in \[0, 3\) or be -100; got 3"),
+        (out, y - 1, r"labels must lie in \[0, 3\) or be -100; got -1"),
+        (out, y * 0 - 100, "all are -100"),
+        (out, y[:2], "3 samples and 2 labels"),
+    ]
+    for x, labels, message in refused:
+        with pytest.raises(ValueError, match=message):
+            accuracy(same, x, labels)
+
+
 def test_a_failed_accuracy_restores_modes(net, data):
     with pytest.raises(RuntimeError):
         accuracy(net, data[0][:, :3], data[1])
     assert all(m.training for m in net.modules())
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(ValueError, match="of 0 samples and 0 labels is undefined"):
         accuracy(net, data[0][:0], data[1][:0])
 
 
