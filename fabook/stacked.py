@@ -28,13 +28,15 @@ _LOSSES = ("cross_entropy", "mse")
 
 # tanh(u) = 2 sigmoid(2u) - 1 takes a quarter of the time of torch's own on a CPU.
 _LOCAL: dict[type[nn.Module], tuple[Callable[..., Any], Callable[..., Any]]] = {
-    k: _CLOSED[k] for k in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Identity, Erf, Scale)
+    k: _CLOSED[k] for k in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Identity)
 } | {
     nn.Tanh: (
         lambda m, u: (y := torch.sigmoid(u * 2).mul_(2).sub_(1), y),
         lambda m, g, y: _aten.tanh_backward(g, y),
     )
 }
+
+_PAIRS = _LOCAL | {k: _CLOSED[k] for k in (Erf, Scale)}
 
 # Elementwise, without parameters or randomness: these go by autograd, all runs in one call.
 _ELEMENTWISE = (
@@ -79,8 +81,8 @@ class _Activation:
 
 
 def _forward(module: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
-    if type(module) in _LOCAL:
-        found: tuple[Tensor, Any] = _LOCAL[type(module)][0](module, x)
+    if type(module) in _PAIRS:
+        found: tuple[Tensor, Any] = _PAIRS[type(module)][0](module, x)
         return found
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -89,8 +91,8 @@ def _forward(module: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
 
 
 def _backward(module: nn.Module, signal: Tensor, saved: Any) -> Tensor:
-    if type(module) in _LOCAL:
-        found: Tensor = _LOCAL[type(module)][1](module, signal, saved)
+    if type(module) in _PAIRS:
+        found: Tensor = _PAIRS[type(module)][1](module, signal, saved)
         return found
     leaf, output = saved
     return torch.autograd.grad(output, leaf, signal)[0]
@@ -191,7 +193,7 @@ class _Stack:
     def _place(self, names: Sequence[str], modules: Sequence[Any]) -> None:
         first = modules[0]
         for run, module in enumerate(modules):
-            if type(module) is not nn.Linear and type(module) not in (*_LOCAL, *_ELEMENTWISE):
+            if type(module) is not nn.Linear and type(module) not in (*_PAIRS, *_ELEMENTWISE):
                 raise _refuse(run, names[run], module, "cannot be stacked: only nn.Linear and "
                               "elementwise activations without parameters can")  # fmt: skip
             if "forward" in vars(module):

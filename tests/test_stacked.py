@@ -10,7 +10,7 @@ from fabook import BP, DFA, DRTP, FA, mlp, stream, train
 from fabook.metrics import weight_alignment
 from fabook.networks import Erf, Scale
 from fabook.rules import Rule
-from fabook.stacked import _ELEMENTWISE, _LOCAL, train_stacked
+from fabook.stacked import _ELEMENTWISE, _PAIRS, train_stacked
 
 R, N = 3, 22
 
@@ -160,7 +160,7 @@ def modes(run: int) -> nn.Module:
 
 
 def every_activation(run: int) -> nn.Module:
-    kinds = [*_LOCAL, *_ELEMENTWISE]
+    kinds = [*_PAIRS, *_ELEMENTWISE]
     options = {Scale: (1.3,), nn.Threshold: (0.1, 0.2)}
     layers = [m for kind in kinds for m in (L(4, 4), kind(*options.get(kind, ())))]
     return S(L(6, 4), *layers, L(4, 3))
