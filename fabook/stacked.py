@@ -431,7 +431,7 @@ def train_stacked(
             inputs, targets = data.batch(plan.batch(step, orders))
             output, tape = stack.forward(inputs)
             values, error = _errors(output, targets, loss, reduction)
-            record.losses.append(values)
+            record.lose(values)
             stack.backward(error, tape, lr)
     finally:
         for each in stack.parameters:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Probe = Callable[[], Any]
 
 _CHECK_EVERY = 100  # updates between two looks for divergence
+_KEEP = 1000  # losses that are held as tensors of their own
 
 
 @dataclass
@@ -181,7 +182,7 @@ def train(
             else:
                 value = rule.backward(inputs, targets, loss=loss, reduction=reduction)
                 optimizer.step()
-            record.losses.append(value)
+            record.lose(value)
             if after_step is not None:
                 after_step(step + 1)
     except FloatingPointError as error:
@@ -277,11 +278,19 @@ class Recorder:
         self.steps: list[int] = []
         self.rows: list[dict[str, np.ndarray]] = []
         self.losses: list[Tensor] = []
+        self.kept: list[Tensor] = []  # earlier losses, many in one tensor
 
     def check(self, step: int, quantity: str, value: float) -> None:
         """Raise if a value is not finite."""
         if not math.isfinite(value):
             raise FloatingPointError(f"{self.label} diverged at step {step}: {quantity} is {value}")
+
+    def lose(self, value: Tensor) -> None:
+        """Keep the loss of an update."""
+        self.losses.append(value)
+        if len(self.losses) == _KEEP:
+            self.kept.append(torch.stack(self.losses).double().cpu())
+            self.losses = []
 
     def take(self, step: int) -> None:
         """Call the probes."""
@@ -307,7 +316,9 @@ class Recorder:
         steps = np.array(self.steps, dtype=int)
         names = list(self.rows[0]) if self.rows else []
         values = {name: np.stack([row[name] for row in self.rows]) for name in names}
-        loss = torch.stack(self.losses).double().cpu().numpy() if self.losses else np.zeros(0)
+        rest = [torch.stack(self.losses).double().cpu()] if self.losses else []
+        found = [*self.kept, *rest]
+        loss = torch.cat(found).numpy() if found else np.zeros(0)
         return History(steps, steps / per_epoch, values, diverged, loss)
 
 

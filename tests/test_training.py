@@ -269,6 +269,7 @@ def test_the_training_loss_is_kept(net, data):
         want.append(float(F.cross_entropy(twin(x[batch]), y[batch]).detach()))
         BP(twin).sgd_step(x[batch], y[batch], 0.1)
     assert run.loss.tolist() == pytest.approx(want)
+    assert train(BP(net), x, y, steps=2005, lr=0.01).loss.shape == (2005,)  # more than one piece
 
 
 def test_a_probe_may_return_an_alignment(net, data):
