@@ -28,7 +28,15 @@ from urllib.parse import unquote, urldefrag, urlparse
 from . import claims
 
 SKIPPED = ("claims.toml", "results")  # parts of book/ that are data, not pages
-MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions")
+MATHJAX = (
+    "startup.js",
+    "core.js",
+    "input/tex.js",
+    "input/tex/extensions",
+    "output/chtml.js",
+    "output/chtml/fonts",
+    "a11y/assistive-mml.js",
+)
 PAPERS = {
     "primer": "Primer",
     "refinetti2021": "Refinetti et al. 2021",

@@ -20,6 +20,12 @@ import pytest
 from bookkit import claims, site
 
 ROOT = Path(__file__).resolve().parents[2]
+ASSETS = [
+    path
+    for part in ("_static", "_templates", "extra")
+    for path in sorted((ROOT / "book" / part).rglob("*"))
+    if path.is_file()
+]
 
 # --- a tiny book -------------------------------------------------------------------------------
 
@@ -113,7 +119,8 @@ def write(path: Path, content: Any) -> None:
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     """A repository with one page, one notebook, run in the quick preset."""
-    for name in ("_config.yml", "references.bib", "_static/fabook.css", "_static/favicon.svg"):
+    for path in [ROOT / "book" / "_config.yml", ROOT / "book" / "references.bib", *ASSETS]:
+        name = path.relative_to(ROOT / "book")
         target = tmp_path / "book" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "book" / name, target)
@@ -417,7 +424,7 @@ def visit(browser: Any, address: str, page: str) -> Visit:
     console = [
         f"{entry['level']}: {entry['message']}"
         for entry in browser.get_log("browser")
-        if entry["level"] != "INFO" and "THEBE_JS_URL" not in entry["message"]  # the theme's own
+        if entry["level"] != "INFO"
     ]
     requests = requested(browser)
     resize(browser, 390)
@@ -538,3 +545,107 @@ def test_search_finds_a_word_and_leads_to_its_page(browser: Any, address: str) -
     found[target].click()
     wait.until(lambda b: b.current_url.startswith(target))
     assert "egeneracy" in browser.find_element("css selector", "article").text
+
+
+# --- what pages load, and how it behaves ---------------------------------------------------------
+
+LIGHT = {"intro.html": 1_000_000, "notebooks/refinetti2021/online_dynamics.html": 2_000_000}
+WEIGHT = """
+const entries = [...performance.getEntriesByType("resource"),
+                 ...performance.getEntriesByType("navigation")];
+return entries.map(entry => [entry.name, entry.decodedBodySize]);
+"""
+
+
+def settle(browser: Any) -> None:
+    browser.execute_async_script(
+        "const done = arguments[0];"
+        "(window.MathJax?.startup?.promise ?? Promise.resolve()).then(() => setTimeout(done, 300))"
+    )
+
+
+@pytest.mark.parametrize(("page", "most"), LIGHT.items())
+def test_pages_are_light(browser: Any, address: str, page: str, most: int) -> None:
+    browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    resize(browser, 1440)
+    browser.get(f"{address}/{page}")
+    settle(browser)
+    sizes = dict(browser.execute_script(WEIGHT))
+    assert sum(sizes.values()) < most, sorted(sizes.items(), key=lambda item: -item[1])[:8]
+    assert not [name for name in sizes if "fontawesome.js" in name or "thebe" in name]
+
+
+def test_mathjax_is_loaded_only_for_formulas(browser: Any, address: str, html: Path) -> None:
+    for path in sorted(html.glob("*.html")) + sorted(html.glob("chapters/*.html")):
+        text = path.read_text(encoding="utf-8")
+        formula = 'class="math' in text or 'class="amsmath' in text
+        assert ("mathjax/startup.js" in text) == formula, path
+
+
+def test_formulas_are_drawn_and_are_no_tab_stops(browser: Any, address: str) -> None:
+    browser.get(f"{address}/notebooks/refinetti2021/online_dynamics.html")
+    settle(browser)
+    drawn, stops, spoken = browser.execute_script(
+        "const all = q => document.querySelectorAll(q).length;"
+        "return [all('mjx-container'), all('mjx-container[tabindex]'), all('mjx-assistive-mml')]"
+    )
+    assert drawn > 10
+    assert stops == 0
+    assert spoken == drawn
+
+
+def test_icons_come_from_the_small_font(browser: Any, address: str) -> None:
+    browser.get_log("performance")
+    browser.get(f"{address}/notebooks/refinetti2021/online_dynamics.html")
+    settle(browser)
+    urls = requested(browser)
+    assert any("fonts/icons.woff2" in url for url in urls)
+    assert not any("webfonts/fa-" in url for url in urls)
+    for icon in ("fa-bars", "fa-magnifying-glass", "fa-download"):
+        width = browser.execute_script(f"return document.querySelector('.{icon}')?.offsetWidth")
+        assert width is None or width >= 0
+
+
+def test_a_figure_enlarges_and_closes_with_the_keyboard(browser: Any, address: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    resize(browser, 1440)
+    browser.get(f"{address}/notebooks/refinetti2021/online_dynamics.html")
+    settle(browser)
+    button = browser.find_element("css selector", "button.enlarge")
+    assert button.get_attribute("aria-label").startswith("Enlarge: ")
+    button.send_keys(Keys.ENTER)
+    dialog = browser.find_element("css selector", "dialog.enlarged[open]")
+    dialog.find_element("css selector", "button").send_keys(Keys.ESCAPE)
+    WebDriverWait(browser, 5).until(
+        lambda b: not b.find_elements("css selector", "dialog.enlarged")
+    )
+
+
+def test_folds_of_the_side_bar_and_of_code_have_their_own_names(
+    browser: Any,
+    address: str,
+) -> None:
+    browser.get(f"{address}/notebooks/refinetti2021/online_dynamics.html")
+    names = browser.execute_script(
+        "return [...document.querySelectorAll('.bd-sidebar-primary summary')]"
+        ".map(s => s.getAttribute('aria-label'))"
+    )
+    assert "Pages of Refinetti et al. 2021" in names
+    assert all(names)
+    assert not browser.find_elements("css selector", "details.hide > summary[aria-label]")
+
+
+def test_excerpts_of_search_hold_words_only(browser: Any, address: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(f"{address}/search.html?q=degeneracy")
+    found = WebDriverWait(browser, 10).until(
+        lambda b: b.find_elements("css selector", "#search-results li p.context")
+    )
+    for excerpt in found:
+        text = excerpt.text
+        assert ".pdf" not in text
+        assert "On this page" not in text
+        assert "\\(" not in text
