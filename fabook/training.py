@@ -119,7 +119,7 @@ def train(
         batch_size: samples of an update; None for all of them.
         lr: learning rate of plain gradient descent.
         optimizer: a torch optimizer over ``rule.net.parameters()`` instead of ``lr``.
-        loss: see :func:`fabook.losses.output_error`.
+        loss: see :func:`fabook.rules.output_error`.
         reduction: ``mean`` or ``sum`` over a batch.
         generator: CPU generator of the order; needed when ``batch_size`` is smaller than n.
         drop_last: leave out the short last batch of each epoch.

@@ -334,6 +334,23 @@ def test_weight_alignment_without_feedback_is_nan_and_counted(rule):
     assert all(math.isnan(v) for v in [*got.layers.values(), got.total])
 
 
+def test_a_loop_over_all_rules_and_one_of_ones_own_needs_no_exception():
+    class Signed(FA):
+        """Only a name of its own."""
+
+    net, x, y = net_of(5, 4, 6, 3), randn(9, 5), labels(9, 3)
+    for kind in (*RULES.values(), Signed):
+        bound = kind(net, generator=stream(0, "feedback"))
+        none = kind in (BP, Shallow)
+        got = weight_alignment(bound)
+        assert list(got.layers) == list(got.excluded) == ["2", "4"]
+        assert [math.isnan(v) for v in (*got.layers.values(), got.total)] == [none] * 3
+        dead = kind is Shallow
+        for found in (gradient_alignment, gradient_alignment_per_sample):
+            seen = found(bound, x, y)
+            assert [math.isnan(v) for v in (*seen.layers.values(), seen.total)] == [dead] * 3
+
+
 def test_weight_alignment_of_direct_rules_across_convolutions_is_an_error():
     net = convnet((1, 6, 6), [2, 3], [], 3, generator=stream(0, "weights"))
     with pytest.raises(ValueError, match=r"layer '2': its weight \(3, 2, 3, 3\).*differ in shape"):
