@@ -649,3 +649,21 @@ def test_excerpts_of_search_hold_words_only(browser: Any, address: str) -> None:
         assert ".pdf" not in text
         assert "On this page" not in text
         assert "\\(" not in text
+
+
+def test_front_page_shows_its_figure_first_and_the_verdicts_on_a_phone(
+    browser: Any, address: str
+) -> None:
+    tops = {}
+    for width in (1440, 390):
+        resize(browser, width)
+        browser.get(f"{address}/intro.html")
+        settle(browser)
+        tops[width], right = browser.execute_script(
+            "const box = q => document.querySelector(q).getBoundingClientRect();"
+            "return [box('#fig-overview').top + scrollY,"
+            " box('table.scorecard-short tbody td:last-child').right]"
+        )
+        assert right <= width
+    assert tops[1440] <= 700
+    assert tops[390] <= 900
