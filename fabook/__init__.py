@@ -7,29 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import (
-        conservation,
-        data,
-        deep_linear,
-        dominance,
-        metrics,
-        minimum_norm,
-        multiclass,
-        networks,
-        online,
-        plots,
-        published,
-        reduced,
-        rules,
-        stability,
-        stacked,
-        streams,
-        structure,
-        theory,
-        training,
-    )
+    from . import data, metrics, networks, plots, rules, stacked, streams, theory, training
     from .networks import Erf, Scale, committee, convnet, linear_net, mlp, two_layer
-    from .online import initial_conditions, log_steps, train_online
     from .rules import (
         BP,
         BRSF,
@@ -45,19 +24,16 @@ if TYPE_CHECKING:
         UnsupportedModule,
     )
     from .streams import stream
-    from .training import History, accuracy, train
+    from .training import History, accuracy, log_steps, train
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "networks": "Erf Scale committee convnet linear_net mlp two_layer",
-    "online": "initial_conditions log_steps train_online",
     "rules": "BP BRSF DFA DRTP FA FRSF RULES USF KolenPollack Rule Shallow UnsupportedModule",
     "streams": "stream",
-    "training": "History accuracy train",
-    **dict.fromkeys("conservation data deep_linear dominance metrics".split(), ""),
-    **dict.fromkeys("minimum_norm multiclass plots published reduced".split(), ""),
-    **dict.fromkeys("stability stacked structure theory".split(), ""),
+    "training": "History accuracy log_steps train",
+    **dict.fromkeys("data metrics plots stacked theory".split(), ""),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 

@@ -254,7 +254,7 @@ def committee(
 
     The two-layer student (or teacher) of Saad & Solla (1995) and Refinetti et al. (2021), with
     trained second layer, for use with the feedback rules. Online learning of many such students at
-    once is in :mod:`fabook.online`.
+    once is in :mod:`fabook.theory.refinetti2021.simulation`.
 
     Args:
         n_inputs: N.

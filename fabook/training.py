@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from .metrics import Alignment, unchanged
@@ -80,6 +81,26 @@ class History:
         if name not in self.values:
             raise KeyError(f"no probe recorded {name!r}; there are {', '.join(self.values)}")
         return self.values[name]
+
+
+def log_steps(n_max: int, count: int, *, first: int = 1) -> NDArray[np.int64]:
+    """Return about `count` distinct integers from `first` to `n_max`, evenly spaced in logarithm.
+
+    Args:
+        n_max: last step.
+        count: how many at most; rounding merges some of the early ones.
+        first: first step, at least 1.
+
+    Example:
+        >>> log_steps(1000, 4).tolist()
+        [1, 10, 100, 1000]
+    """
+    if not 1 <= first <= n_max or count < 1:
+        raise ValueError(
+            f"need 1 <= first <= n_max and count >= 1, got first={first}, n_max={n_max}, "
+            f"count={count}"
+        )
+    return np.unique(np.rint(np.geomspace(first, n_max, count)).astype(np.int64))
 
 
 def train(

@@ -9,8 +9,8 @@ Where the gain comes from: no graph, no product that is not used, and, on proces
 leaves the wide vector units idle, oneDNN's forward product (`fabook.rules._linear`). The column
 "MKL forward" has the same steps without the latter.
 
-The reductions of :mod:`fabook.reduced` are compared with autograd on the same two-layer network,
-150-12800-1 with 50 samples in one batch.
+The reductions of :mod:`fabook.theory.song2021.reduction` are compared with autograd on the same
+two-layer network, 150-12800-1 with 50 samples in one batch.
 
 BioTorch 0.0.16 is compared where it is importable (`pip install --no-deps --target FOLDER biotorch`
 and PYTHONPATH=FOLDER; its linear layers need no torchvision).
@@ -37,7 +37,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fabook
-from fabook import reduced, rules
+from fabook import rules
+from fabook.theory.refinetti2021.simulation import initial_conditions, train_online
+from fabook.theory.song2021 import reduction
 from fabook.training import step_times
 
 LR = 1e-3
@@ -133,11 +135,11 @@ def step_ratios(repeats: int) -> tuple[float, dict[str, float]]:
 
 def online_microseconds(repeats: int, steps: int = 1000) -> float:
     """Time of one step of one of 64 stacked runs (N=500, K=4, M=2)."""
-    start = fabook.initial_conditions(range(64), 500, 4, 2)
+    start = initial_conditions(range(64), 500, 4, 2)
     options = {"rule": "DFA", "lr": 0.1, "steps": steps, "probes": [steps], "progress": False}
 
     def run() -> None:
-        fabook.train_online(start, generator=fabook.stream(0, "inputs"), **options)
+        train_online(start, generator=fabook.stream(0, "inputs"), **options)
 
     return 1e6 * step_times({"run": run}, repeats=repeats, clock=CLOCK)["run"] / (64 * steps)
 
@@ -166,13 +168,13 @@ def reduction_ratios(repeats: int, width: int = 12_800, steps: int = 20) -> dict
         runs = {
             "plain": plain,
             "FA in place": in_place,
-            "pre-activations": lambda rule=rule, x=x, y=y: reduced.train_two_layer(
+            "pre-activations": lambda rule=rule, x=x, y=y: reduction.train_two_layer(
                 rule, x, y, lr=LR, steps=steps
             ),
         }
         if activation == "linear":
-            start = reduced.linear_runs([rule] * 10, [x] * 10, [y] * 10)
-            runs["10 runs of n-vectors"] = lambda start=start: reduced.train_linear(
+            start = reduction.linear_runs([rule] * 10, [x] * 10, [y] * 10)
+            runs["10 runs of n-vectors"] = lambda start=start: reduction.train_linear(
                 start, lr=LR, steps=steps
             )
         seconds = step_times(runs, repeats=repeats, clock=CLOCK)
@@ -184,7 +186,10 @@ def reduction_ratios(repeats: int, width: int = 12_800, steps: int = 20) -> dict
 IMPORTS = {
     "torch": "import torch",
     "import fabook": "import fabook",
-    "fabook, all that computes": "from fabook import BP, metrics, theory, train, train_online",
+    "fabook, all that computes": (
+        "from fabook import BP, metrics, train; "
+        "from fabook.theory.refinetti2021 import online, simulation"
+    ),
 }
 
 

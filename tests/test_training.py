@@ -14,7 +14,7 @@ from fabook.metrics import gradient_alignment, weight_alignment
 from fabook.networks import mlp
 from fabook.rules import BP, DFA, RULES
 from fabook.streams import stream
-from fabook.training import History, accuracy, step_times, train
+from fabook.training import History, accuracy, log_steps, step_times, train
 
 
 @pytest.fixture
@@ -395,3 +395,14 @@ def test_step_times_calls_in_turn():
     assert all(0 < t < 1 for t in times.values())
     with pytest.raises(ValueError, match="repeats must be positive; got 0"):
         step_times(names, repeats=0)
+
+
+def test_log_steps():
+    steps = log_steps(10_000, 40)
+    assert steps[0] == 1
+    assert steps[-1] == 10_000
+    assert (np.diff(steps) > 0).all()
+    assert len(steps) <= 40
+    assert log_steps(100, 1, first=100).tolist() == [100]
+    with pytest.raises(ValueError, match="first=5, n_max=4"):
+        log_steps(4, 3, first=5)

@@ -97,7 +97,7 @@ def test_no_notebook_defines_a_model_or_a_training_loop(name: str) -> None:
         for inner in ast.walk(loop)
         if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute)
     }
-    assert not called & STEPS, "training loops live in fabook.training and fabook.online"
+    assert not called & STEPS, "training loops live in fabook.training and fabook.theory"
 
 
 def test_no_cell_ends_with_a_semicolon(name: str) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fabook.online import OnlineState, initial_conditions, log_steps, train_online
 from fabook.streams import stream
-from fabook.theory import alignment, generalisation_error
+from fabook.theory.refinetti2021.online import alignment, generalisation_error
+from fabook.theory.refinetti2021.simulation import OnlineState, initial_conditions, train_online
 
 
 def plain(name, u):
@@ -186,17 +186,6 @@ def test_initial_conditions_options():
     assert start.F.tolist() == [[1.5, -0.5]] * 2
     run = train_online(start, lr=0.1, steps=3, generator=stream(0, "x"), dtype=torch.float64)
     assert run.state.w.dtype == torch.float64
-
-
-def test_log_steps():
-    steps = log_steps(10_000, 40)
-    assert steps[0] == 1
-    assert steps[-1] == 10_000
-    assert (np.diff(steps) > 0).all()
-    assert len(steps) <= 40
-    assert log_steps(100, 1, first=100).tolist() == [100]
-    with pytest.raises(ValueError, match="first=5, n_max=4"):
-        log_steps(4, 3, first=5)
 
 
 def test_progress_bar_on_request_only(capsys):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fabook import theory
-from fabook.online import initial_conditions, train_online
 from fabook.streams import stream
+from fabook.theory.refinetti2021 import online
+from fabook.theory.refinetti2021.simulation import initial_conditions, train_online
 
 SQRT_2_PI = np.sqrt(2 / np.pi)
 
@@ -44,24 +44,24 @@ def assert_is_mean(closed, products):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_integrals_against_monte_carlo(name, seed):
     rng = np.random.default_rng(seed)
-    C = theory.joint_covariance(*random_overlaps(rng))
+    C = online.joint_covariance(*random_overlaps(rng))
     u = rng.multivariate_normal(np.zeros(4), C, size=200_000)
     g, dg = activation(name, u)
 
     def pairs(a, b):
         return (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)
 
-    assert_is_mean(theory.I2(C, activation=name), (g, g))
+    assert_is_mean(online.I2(C, activation=name), (g, g))
     if name != "relu":
-        assert_is_mean(theory.J2(C, activation=name), (dg, dg))
-        assert_is_mean(theory.I3(C, activation=name), (pairs(dg, u), g))
-        assert_is_mean(theory.I4(C, activation=name), (pairs(dg, dg), pairs(g, g)))
+        assert_is_mean(online.J2(C, activation=name), (dg, dg))
+        assert_is_mean(online.I3(C, activation=name), (pairs(dg, u), g))
+        assert_is_mean(online.I4(C, activation=name), (pairs(dg, dg), pairs(g, g)))
 
 
 def test_erf_integrals_equal_the_formulas_of_saad_and_solla():
     rng = np.random.default_rng(0)
-    C = theory.joint_covariance(*random_overlaps(rng, batch=(3,)))
-    I3, I4 = theory.I3(C), theory.I4(C)
+    C = online.joint_covariance(*random_overlaps(rng, batch=(3,)))
+    I3, I4 = online.I3(C), online.I4(C)
     for a, b, c, d in np.ndindex(4, 4, 4, 4):
 
         def s(i, j):
@@ -85,24 +85,24 @@ def test_erf_integrals_equal_the_formulas_of_saad_and_solla():
 
 
 def test_derivative_units_select_the_leading_fields():
-    C = theory.joint_covariance(*random_overlaps(np.random.default_rng(0), K=3, M=2))
+    C = online.joint_covariance(*random_overlaps(np.random.default_rng(0), K=3, M=2))
     for name in ("erf", "linear"):
-        for f in (theory.I3, theory.I4, theory.J2):
+        for f in (online.I3, online.I4, online.J2):
             part, whole = f(C, activation=name, units=2), f(C, activation=name)
-            leading = (slice(2),) * (1 if f is theory.I3 else 2)
+            leading = (slice(2),) * (1 if f is online.I3 else 2)
             np.testing.assert_array_equal(part, whole[leading])
 
 
 def test_small_fields_make_erf_linear():
-    C = 1e-6 * theory.joint_covariance(*random_overlaps(np.random.default_rng(0)))
+    C = 1e-6 * online.joint_covariance(*random_overlaps(np.random.default_rng(0)))
     slope = SQRT_2_PI
-    np.testing.assert_allclose(theory.I2(C), slope**2 * C, rtol=1e-4)
-    np.testing.assert_allclose(theory.J2(C), slope**2, rtol=1e-4)
+    np.testing.assert_allclose(online.I2(C), slope**2 * C, rtol=1e-4)
+    np.testing.assert_allclose(online.J2(C), slope**2, rtol=1e-4)
     np.testing.assert_allclose(
-        theory.I3(C), slope**2 * theory.I3(C, activation="linear"), rtol=1e-4
+        online.I3(C), slope**2 * online.I3(C, activation="linear"), rtol=1e-4
     )
     np.testing.assert_allclose(
-        theory.I4(C), slope**4 * theory.I4(C, activation="linear"), rtol=1e-4
+        online.I4(C), slope**4 * online.I4(C, activation="linear"), rtol=1e-4
     )
 
 
@@ -111,33 +111,33 @@ def test_error_of_a_matched_student_is_zero_in_any_order_of_units(name):
     rng = np.random.default_rng(0)
     T = random_overlaps(rng, 3, 3)[2]
     A, order = rng.normal(size=3), [2, 0, 1]
-    error = theory.generalisation_error(
+    error = online.generalisation_error(
         T[order][:, order], T[order], T, A[order], A, activation=name
     )
     assert abs(error) < 1e-14
 
 
 def test_error_has_the_factor_one_half_and_erf_is_odd():
-    assert theory.generalisation_error([[0.0]], [[0.0]], [[4.0]], [3.0], [2.0], activation="linear")
+    assert online.generalisation_error([[0.0]], [[0.0]], [[4.0]], [3.0], [2.0], activation="linear")
     Q, R, T = random_overlaps(np.random.default_rng(0))
     v, A, flip = np.array([0.3, -1.0]), np.array([1.0, 2.0]), np.diag([-1.0, 1.0])
-    error = theory.generalisation_error(Q, R, T, v, A)
+    error = online.generalisation_error(Q, R, T, v, A)
     np.testing.assert_allclose(
-        theory.generalisation_error(flip @ Q @ flip, flip @ R, T, v @ flip, A), error, rtol=1e-13
+        online.generalisation_error(flip @ Q @ flip, flip @ R, T, v @ flip, A), error, rtol=1e-13
     )
-    zero = theory.generalisation_error(0 * Q, 0 * R, T, 0 * v, A, activation="linear")
+    zero = online.generalisation_error(0 * Q, 0 * R, T, 0 * v, A, activation="linear")
     np.testing.assert_allclose(zero, A @ T @ A / 2)
 
 
 def test_relu_error_with_a_silent_unit_is_finite_and_rescaling_changes_nothing():
     Q, R, T = random_overlaps(np.random.default_rng(0))
     v, A, scale = np.array([0.3, 1.0]), np.array([1.0, 2.0]), np.diag([2.0, 0.5])
-    error = theory.generalisation_error(Q, R, T, v, A, activation="relu")
-    same = theory.generalisation_error(
+    error = online.generalisation_error(Q, R, T, v, A, activation="relu")
+    same = online.generalisation_error(
         scale @ Q @ scale, scale @ R, T, v / np.diag(scale), A, activation="relu"
     )
     np.testing.assert_allclose(same, error, rtol=1e-13)
-    silent = theory.generalisation_error(0 * Q, 0 * R, T, v, A, activation="relu")
+    silent = online.generalisation_error(0 * Q, 0 * R, T, v, A, activation="relu")
     assert np.isfinite(silent)
 
 
@@ -147,11 +147,11 @@ def test_a_batch_equals_one_run_at_a_time(feedback, name):
     rng = np.random.default_rng(3)
     start = random_start(rng, batch=(2, 3))
     options = {"feedback": feedback, "lr": 0.3, "times": [0.0, 0.5, 5.0], "activation": name}
-    batch = theory.online_dynamics(**start, **options)
+    batch = online.online_dynamics(**start, **options)
     assert batch.Q.shape == (2, 3, 3, 2, 2)
     assert batch.error.shape == (2, 3, 3)
     for i in np.ndindex(2, 3):
-        one = theory.online_dynamics(**{k: x[i] for k, x in start.items()}, **options)
+        one = online.online_dynamics(**{k: x[i] for k, x in start.items()}, **options)
         for field in ("Q", "R", "v", "error", "alignment"):
             np.testing.assert_allclose(
                 getattr(one, field), getattr(batch, field)[i], rtol=1e-4, atol=1e-6
@@ -161,10 +161,10 @@ def test_a_batch_equals_one_run_at_a_time(feedback, name):
 def test_dynamics_do_not_depend_on_the_order_or_the_signs_of_hidden_units():
     start, F = random_start(np.random.default_rng(1)), np.array([0.7, -1.2])
     options = {"lr": 0.3, "times": [1.0, 10.0]}
-    path = theory.online_dynamics(**start, feedback=F, **options)
+    path = online.online_dynamics(**start, feedback=F, **options)
     for P in (np.array([[0.0, 1.0], [1.0, 0.0]]), np.diag([-1.0, 1.0])):
         moved = {**start, "Q0": P @ start["Q0"] @ P.T, "R0": P @ start["R0"], "v0": P @ start["v0"]}
-        other = theory.online_dynamics(**moved, feedback=P @ F, **options)
+        other = online.online_dynamics(**moved, feedback=P @ F, **options)
         np.testing.assert_allclose(other.error, path.error, rtol=1e-5)
         np.testing.assert_allclose(other.v, path.v @ P.T, rtol=1e-5)
 
@@ -173,15 +173,15 @@ def test_dynamics_do_not_depend_on_the_order_or_the_signs_of_hidden_units():
 def test_the_teacher_itself_is_a_fixed_point(feedback):
     T = random_overlaps(np.random.default_rng(0))[2]
     start = {"Q0": T, "R0": T, "T": T, "v0": [1.0, -0.5], "A": [1.0, -0.5]}
-    path = theory.online_dynamics(**start, feedback=feedback, lr=0.2, times=[20.0])
+    path = online.online_dynamics(**start, feedback=feedback, lr=0.2, times=[20.0])
     np.testing.assert_allclose(path.Q[0], T, atol=1e-10)
     assert abs(path.error[0]) < 1e-12
 
 
 def test_bp_moves_like_dfa_whose_feedback_is_v():
     start, dt = random_start(np.random.default_rng(2)), 1e-4
-    bp = theory.online_dynamics(**start, lr=0.5, times=[dt])
-    dfa = theory.online_dynamics(**start, feedback=start["v0"], lr=0.5, times=[dt])
+    bp = online.online_dynamics(**start, lr=0.5, times=[dt])
+    dfa = online.online_dynamics(**start, feedback=start["v0"], lr=0.5, times=[dt])
     for field, x0 in (("Q", "Q0"), ("R", "R0"), ("v", "v0")):
         moved = getattr(bp, field)[0] - start[x0]
         assert np.abs(moved).max() > 1e-6
@@ -190,7 +190,7 @@ def test_bp_moves_like_dfa_whose_feedback_is_v():
 
 def test_linear_network_from_zero_stays_parallel_to_its_feedback():
     T = random_overlaps(np.random.default_rng(0), 3, 2)[2]
-    path = theory.online_dynamics(
+    path = online.online_dynamics(
         np.zeros((3, 3)), np.zeros((3, 2)), T, np.zeros(3), [1.0, 0.4],
         feedback=[1.0, -0.3, 0.6], lr=0.1, times=[0.0, 1.0, 10.0, 100.0], activation="linear",
     )  # fmt: skip
@@ -202,11 +202,11 @@ def test_linear_network_from_zero_stays_parallel_to_its_feedback():
 def test_early_time_expansion_is_approached():
     T = random_overlaps(np.random.default_rng(5), M=2)[2]
     A, F, lr, times = [1.0, 0.6], [1.3, -0.4, 0.8], 0.2, np.array([1e-3, 1e-2, 1e-1])
-    path = theory.online_dynamics(
+    path = online.online_dynamics(
         np.zeros((3, 3)), np.zeros((3, 2)), T, np.zeros(3), A,
         feedback=F, lr=lr, times=times, rtol=1e-9, atol=1e-14,
     )  # fmt: skip
-    R, v = theory.early_time(T, A, F, lr=lr, t=times)
+    R, v = online.early_time(T, A, F, lr=lr, t=times)
     for got, want in ((path.R, R), (path.v, v)):
         off = np.abs(got / want - 1).reshape(3, -1).max(1)
         assert off[0] < 1e-3
@@ -215,7 +215,7 @@ def test_early_time_expansion_is_approached():
 
 
 def test_early_time_works_over_a_batch():
-    R, v = theory.early_time(np.eye(2), [1.0, 1.0], np.ones((5, 3)), lr=0.1, t=[1.0, 2.0])
+    R, v = online.early_time(np.eye(2), [1.0, 1.0], np.ones((5, 3)), lr=0.1, t=[1.0, 2.0])
     assert R.shape == (5, 2, 3, 2)
     assert v.shape == (5, 2, 3)
 
@@ -231,7 +231,7 @@ def test_ode_describes_the_simulation(rule, name, noise):
         start, rule=rule, lr=0.2, steps=15_000, generator=stream(0, "inputs", rule), probes=probes,
         activation=name, noise=noise,
     )  # fmt: skip
-    ode = theory.online_dynamics(
+    ode = online.online_dynamics(
         **start.order_parameters(), feedback=start.F.numpy() if rule == "DFA" else None,
         lr=0.2, noise=noise, times=sgd.t, activation=name,
     )  # fmt: skip
@@ -244,64 +244,64 @@ def test_divergence_names_run_and_time():
     start = random_start(np.random.default_rng(0), batch=(3,))
     options = {"feedback": [1.0, 1.0], "lr": 8.0, "activation": "linear", "times": [2.0]}
     with pytest.raises(FloatingPointError, match=r"run 1 diverges: .* at t = .* \(lr = 8\.0\)"):
-        theory.online_dynamics(**start, **options, noise=[0.0, 1e5, 0.0])
+        online.online_dynamics(**start, **options, noise=[0.0, 1e5, 0.0])
     start["v0"][2, 0] = np.inf
     with pytest.raises(FloatingPointError, match=r"run 2 .* at t = 0 "):
-        theory.online_dynamics(**start, **options)
+        online.online_dynamics(**start, **options)
 
 
 def test_a_failing_solver_names_run_and_time():
     start = random_start(np.random.default_rng(0), batch=(2,))
     start["v0"][1] = 0  # no tolerance is left for a zero
     with pytest.raises(FloatingPointError, match="run 1: the solver fails after t = 0"):
-        theory.online_dynamics(**start, lr=0.1, times=[1.0], atol=0.0)
+        online.online_dynamics(**start, lr=0.1, times=[1.0], atol=0.0)
 
 
 def test_learning_probability():
-    assert [theory.learning_probability(2, K) for K in (1, 2, 3, 4)] == [0, 0.25, 0.5, 0.6875]
-    assert round(theory.learning_probability(2, 8), 3) == 0.965
-    assert theory.learning_probability(0, 5) == 1
+    assert [online.learning_probability(2, K) for K in (1, 2, 3, 4)] == [0, 0.25, 0.5, 0.6875]
+    assert round(online.learning_probability(2, 8), 3) == 0.965
+    assert online.learning_probability(0, 5) == 1
     with pytest.raises(ValueError, match="got M=-1"):
-        theory.learning_probability(-1, 2)
+        online.learning_probability(-1, 2)
 
 
 def test_equivalent_readouts_all_give_zero_error_and_count_right():
-    assert len(theory.equivalent_readouts([1.0, 2.0])) == 8
-    assert len(theory.equivalent_readouts([1.0, 1.0, 1.0])) == 8
+    assert len(online.equivalent_readouts([1.0, 2.0])) == 8
+    assert len(online.equivalent_readouts([1.0, 1.0, 1.0])) == 8
     T, A = random_overlaps(np.random.default_rng(0))[2], np.array([0.6, -1.4])
-    for v in theory.equivalent_readouts(A):
+    for v in online.equivalent_readouts(A):
         order = [0, 1] if abs(v[0]) == 0.6 else [1, 0]
         S = np.diag(np.sign(v) * np.sign(A[order]))
         Q, R = S @ T[order][:, order] @ S, S @ T[order]
-        assert abs(theory.generalisation_error(Q, R, T, v, A)) < 1e-14
+        assert abs(online.generalisation_error(Q, R, T, v, A)) < 1e-14
 
 
 def test_passage_time_interpolates_and_is_nan_where_the_level_is_not_reached():
     t = np.array([1.0, 10.0, 100.0])
     curves = np.array([1 / t, 1 / t**2, np.ones(3), 1e-9 / t])
-    got = theory.passage_time(t, curves, 1e-1)
+    got = online.passage_time(t, curves, 1e-1)
     np.testing.assert_allclose(got, [10, np.sqrt(10), np.nan, 1])
 
 
 def test_alignment_is_signed_and_nan_for_zero():
-    assert theory.alignment([1.0, 0.0], [-2.0, 0.0]) == -1
-    assert np.isnan(theory.alignment([[0.0, 0.0]], [1.0, 1.0])).all()
+    assert online.alignment([1.0, 0.0], [-2.0, 0.0]) == -1
+    assert np.isnan(online.alignment([[0.0, 0.0]], [1.0, 1.0])).all()
 
 
 def test_bad_arguments_are_named():
     start = random_start(np.random.default_rng(0))
     with pytest.raises(ValueError, match="'relu'"):
-        theory.online_dynamics(**start, lr=0.1, times=[1.0], activation="relu")
+        online.online_dynamics(**start, lr=0.1, times=[1.0], activation="relu")
     with pytest.raises(ValueError, match="times must increase"):
-        theory.online_dynamics(**start, lr=0.1, times=[1.0, 1.0])
+        online.online_dynamics(**start, lr=0.1, times=[1.0, 1.0])
     with pytest.raises(
         ValueError, match=r"feedback must have shape \(\.\.\., \(2,\)\), got \(3,\)"
     ):
-        theory.online_dynamics(**start, feedback=np.ones(3), lr=0.1, times=[1.0])
+        online.online_dynamics(**start, feedback=np.ones(3), lr=0.1, times=[1.0])
     with pytest.raises(ValueError, match="'tanh'"):
-        theory.I2(np.eye(2), activation="tanh")
-    for f in (theory.I3, theory.I4, theory.J2):
+        online.I2(np.eye(2), activation="tanh")
+    for f in (online.I3, online.I4, online.J2):
         with pytest.raises(ValueError, match="'relu'"):
             f(np.eye(2), activation="relu")
     with pytest.raises(ValueError, match="needs Q"):
-        theory.joint_covariance(np.eye(3), np.ones((2, 2)), np.eye(2))
+        online.joint_covariance(np.eye(3), np.ones((2, 2)), np.eye(2))

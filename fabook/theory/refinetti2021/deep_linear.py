@@ -20,9 +20,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Generator, Tensor
 
-from .metrics import cosine
-from .networks import choose, draw, linear_net
-from .rules import DFA, Loss, output_error
+from ...metrics import cosine
+from ...networks import choose, draw, linear_net
+from ...rules import DFA, Loss, output_error
 
 Array = NDArray[np.float64]
 

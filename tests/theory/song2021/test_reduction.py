@@ -7,22 +7,25 @@ import pytest
 import torch
 from scipy.integrate import dblquad
 
-from fabook import metrics, mlp, stability, train, two_layer
-from fabook.reduced import (
-    Stop,
+from fabook import metrics, mlp, train, two_layer
+from fabook.rules import DFA, FA
+from fabook.streams import stream
+from fabook.theory import chu2023
+from fabook.theory.song2021.kernels import (
     isotropic_alignment,
-    kernels,
+    kernel_matrices,
     kernels_of,
     lazy_alignment,
     limit_kernel,
+    quasi_static,
+)
+from fabook.theory.song2021.reduction import (
+    Stop,
     linear_runs,
     published_stop,
-    quasi_static,
     train_linear,
     train_two_layer,
 )
-from fabook.rules import DFA, FA
-from fabook.streams import stream
 
 ACTIVATIONS = ["linear", "relu", "tanh", "sigmoid", "leaky_relu"]
 
@@ -202,7 +205,7 @@ def test_single_precision_stays_single(device):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_kernels_are_their_sums_and_the_stability_matrix(activation, device):
     rule, x, y = problem(device, activation, p=7, n=3, d=4)
-    G, H = kernels(rule, x)
+    G, H = kernel_matrices(rule, x)
     act = rule.net[1]
     Z = (x @ rule.net[0].weight.T).detach().requires_grad_()
     (slope,) = torch.autograd.grad(act(Z).sum(), Z)
@@ -213,7 +216,7 @@ def test_kernels_are_their_sums_and_the_stability_matrix(activation, device):
             sum_h = sum(b[r] * beta[r] * slope[i, r] * slope[j, r] for r in range(7)) / 7
             assert abs(float(G[i, j] - sum_g)) < 1e-12
             assert abs(float(H[i, j] - sum_h * (x[i] @ x[j]))) < 1e-12
-    M = stability.stability_matrix(rule, x)
+    M = chu2023.stability_matrix(rule, x)
     assert float((G + H - M).abs().max()) < 1e-12
     seen = train_two_layer(
         rule, x, y, lr=1e-4, steps=0, probe={"k": lambda s: torch.stack(kernels_of(s)).cpu()}
@@ -224,7 +227,7 @@ def test_kernels_are_their_sums_and_the_stability_matrix(activation, device):
 def test_first_step_of_the_error_is_that_of_the_kernels(device):
     rule, x, y = problem(device, "tanh")
     lr = 1e-6
-    G, H = kernels(rule, x)
+    G, H = kernel_matrices(rule, x)
     errors = []
     train_two_layer(
         rule, x, y, lr=lr, steps=1, look_at=[0, 1],
@@ -266,7 +269,7 @@ def test_limit_kernel_is_that_of_a_wide_network(device):
     for activation in ("relu", "tanh"):
         rule, x, _ = problem(device, activation, p=200_000, n=5, d=50)
         limit = limit_kernel(x, activation)
-        assert float((kernels(rule, x)[0] - limit).norm() / limit.norm()) < 0.02
+        assert float((kernel_matrices(rule, x)[0] - limit).norm() / limit.norm()) < 0.02
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])

@@ -348,7 +348,7 @@ def online_dynamics(
     $$ \dot Q_{ik} = \eta f_i \sum_a c_a I_3(i,k,a) + \eta f_k \sum_a c_a I_3(k,i,a)
        + \eta^2 f_i f_k \Big[\sum_{ab} c_a c_b I_4(i,k,a,b) + \sigma^2 J_2(i,k)\Big]. $$
 
-    Source: derived from the update of `fabook.online` in the manner of Saad and Solla (1995) and
+    Source: derived from the update of `simulation` in the manner of Saad and Solla (1995) and
     Refinetti et al. (2021); checked against the integrator that the latter published. SciPy's LSODA
     integrates, several runs in one call: its error norm is the largest component, so each run
     keeps the tolerance that it would have alone.

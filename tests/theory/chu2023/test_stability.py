@@ -22,10 +22,10 @@ from fabook import (
     Shallow,
     metrics,
     mlp,
-    stability,
     stream,
     two_layer,
 )
+from fabook.theory import chu2023
 
 F64 = torch.float64
 RULES = [BP, FA, DFA, USF, FRSF, BRSF, KolenPollack, Shallow]
@@ -52,7 +52,7 @@ def test_jacobian_is_what_the_rule_does(make: type[Rule]) -> None:
     net = nn.Sequential(net[:3], Scale(0.7), Erf(), net[4])
     rule = make(net, generator=g)
     torch.testing.assert_close(
-        stability.jacobian(rule, x), by_the_rule(rule, x, 2), rtol=1e-12, atol=1e-14
+        chu2023.jacobian(rule, x), by_the_rule(rule, x, 2), rtol=1e-12, atol=1e-14
     )
 
 
@@ -70,7 +70,7 @@ def test_true_jacobian_is_that_of_finite_differences() -> None:
             sides.append(net(x).detach().flatten())
         columns.append((sides[0] - sides[1]) / 2e-6)
     nn.utils.vector_to_parameters(flat, net.parameters())
-    got = stability.jacobian(BP(net), x)
+    got = chu2023.jacobian(BP(net), x)
     torch.testing.assert_close(got, torch.stack(columns, 1), rtol=1e-8, atol=1e-9)
 
 
@@ -79,7 +79,7 @@ def test_matrix_predicts_a_small_step(make: type[Rule]) -> None:
     g, (x, y) = stream(2), problem()
     net = mlp([4, 6, 5, 2], generator=g, dtype=F64)
     rule = make(net, generator=g)
-    matrix, r = stability.stability_matrix(rule, x), (net(x).detach() - y).flatten()
+    matrix, r = chu2023.stability_matrix(rule, x), (net(x).detach() - y).flatten()
     rule.sgd_step(x, y, 1e-7 / 2, loss="mse", reduction="sum")  # the loss is twice |r|^2/2
     change = ((net(x).detach() - y).flatten() - r) / 1e-7
     torch.testing.assert_close(change, -matrix @ r, rtol=1e-5, atol=1e-5)
@@ -100,14 +100,14 @@ def test_one_hidden_layer_gives_the_kernels_of_song(activation: str) -> None:
     }[activation]
     gram = psi @ psi.t() / p
     hidden = (slope * b * beta) @ slope.t() / p * (x @ x.t())
-    torch.testing.assert_close(stability.stability_matrix(rule, x), gram + hidden)
+    torch.testing.assert_close(chu2023.stability_matrix(rule, x), gram + hidden)
 
 
 def test_measuring_changes_nothing() -> None:
     g, (x, _) = stream(1), problem()
     rule = FA(mlp([4, 3, 2], generator=g, dtype=F64), generator=g)
     before = [t.clone() for t in (*rule.net.parameters(), *rule.feedback.values())]
-    stability.stability_matrix(rule, x)
+    chu2023.stability_matrix(rule, x)
     assert all(p.grad is None for p in rule.net.parameters())
     after = (*rule.net.parameters(), *rule.feedback.values())
     assert all(torch.equal(a, b) for a, b in zip(before, after))
@@ -117,90 +117,90 @@ def test_own_weights_as_feedback_leave_no_unstable_direction() -> None:
     g, (x, _) = stream(1), problem()
     net = mlp([4, 3, 2], generator=g, dtype=F64)
     own = FA(net, feedback={"0": net[2].weight})
-    values = stability.eigenvalues(stability.stability_matrix(own, x))
-    assert stability.unstable_fraction(values) == 0
+    values = chu2023.eigenvalues(chu2023.stability_matrix(own, x))
+    assert chu2023.unstable_fraction(values) == 0
     errors = torch.randn(3, 10, generator=g, dtype=F64)
     ones = torch.ones(3, dtype=F64)
-    torch.testing.assert_close(stability.error_alignment(own, x, errors), ones)
+    torch.testing.assert_close(chu2023.error_alignment(own, x, errors), ones)
 
 
 def test_growth_and_linear_loss_agree() -> None:
     matrix = torch.diag(torch.tensor([-0.5, 1.0, 2.0], dtype=F64))
-    loss = stability.linear_loss(matrix, torch.ones(3, dtype=F64), 0.1, [0, 200, 300])
+    loss = chu2023.linear_loss(matrix, torch.ones(3, dtype=F64), 0.1, [0, 200, 300])
     assert loss[0] == pytest.approx(1.5)
-    rate = stability.growth_rate(stability.eigenvalues(matrix), 0.1)
+    rate = chu2023.growth_rate(chu2023.eigenvalues(matrix), 0.1)
     assert np.log(loss[2] / loss[1]) / 100 == pytest.approx(rate)
-    assert stability.linear_loss(matrix, torch.ones(3), 0.1, []).shape == (0,)
+    assert chu2023.linear_loss(matrix, torch.ones(3), 0.1, []).shape == (0,)
 
 
 def test_settle_stops_at_its_target_and_at_its_last_look() -> None:
     one = torch.ones(1, 1, dtype=F64)
-    net = stability.chain(1.0, 0.5)
+    net = chu2023.chain(1.0, 0.5)
     probe = {"w1": lambda: float(net[0].weight.detach())}
-    found = stability.settle(BP(net), one, one, lr=0.1, at=[0, 10, 20], probe=probe)
+    found = chu2023.settle(BP(net), one, one, lr=0.1, at=[0, 10, 20], probe=probe)
     assert found["steps"].tolist() == [0, 10, 20]
     assert found["loss"][0] == pytest.approx(0.125)
     assert (np.diff(found["loss"]) < 0).all()
     assert found["w1"][0] == 1
-    found = stability.settle(BP(net), one, one, lr=0.1, at=[100, 200, 300], target=1e-9)
+    found = chu2023.settle(BP(net), one, one, lr=0.1, at=[100, 200, 300], target=1e-9)
     assert len(found["steps"]) == len(found["loss"]) == 1
 
 
 def test_dialled_feedback_keeps_norm_and_draw() -> None:
     w = torch.randn(4, 6, generator=stream(0), dtype=F64)
     for c in (-1.0, -0.3, 0.0, 1.0):
-        b = stability.dialled_feedback(w, c, stream(1))
+        b = chu2023.dialled_feedback(w, c, stream(1))
         assert float(b.norm()) == pytest.approx(float(w.norm()))
         assert float((b * w).sum() / w.norm() ** 2) == pytest.approx(c)
-    torch.testing.assert_close(stability.dialled_feedback(w, 1.0, stream(1)), w)
+    torch.testing.assert_close(chu2023.dialled_feedback(w, 1.0, stream(1)), w)
 
 
 @pytest.mark.parametrize(("y", "b"), [(1.0, 1.0), (2.0, 0.5), (1.0, -1.5)])
 def test_chain_flow_keeps_its_invariant_and_ends_where_aligned(y: float, b: float) -> None:
     starts = np.random.default_rng(0).normal(size=(2, 30))
-    w1, w2 = stability.chain_flow(*starts, [0.0, 60.0], y=y, b=b)
-    invariant = stability.chain_invariant(w1, w2, b=b)
+    w1, w2 = chu2023.chain_flow(*starts, [0.0, 60.0], y=y, b=b)
+    invariant = chu2023.chain_invariant(w1, w2, b=b)
     np.testing.assert_allclose(invariant[1], invariant[0], atol=1e-6)
     np.testing.assert_allclose(w1[1] * w2[1], y, atol=1e-6)
-    assert (stability.chain_alignment(w1[1], w2[1], b=b) > 0).all()
-    assert (stability.chain_exponent(w1[1], w2[1], b=b) < 0).all()
+    assert (chu2023.chain_alignment(w1[1], w2[1], b=b) > 0).all()
+    assert (chu2023.chain_exponent(w1[1], w2[1], b=b) < 0).all()
 
 
 def test_chain_is_the_networks_flow() -> None:
     one = torch.ones(1, 1, dtype=F64)
-    net, b, y, s = stability.chain(0.7, -0.4), 1.3, 2.0, 1e-6
+    net, b, y, s = chu2023.chain(0.7, -0.4), 1.3, 2.0, 1e-6
     rule = FA(net, feedback={"0": b * one})
-    values = stability.eigenvalues(stability.stability_matrix(rule, one))
-    assert values[0].real == pytest.approx(-float(stability.chain_exponent(0.7, -0.4, b=b)))
+    values = chu2023.eigenvalues(chu2023.stability_matrix(rule, one))
+    assert values[0].real == pytest.approx(-float(chu2023.chain_exponent(0.7, -0.4, b=b)))
     got = metrics.network_alignment(rule, one, y * one, loss="mse")
-    assert got == pytest.approx(float(stability.chain_alignment(0.7, -0.4, b=b)))
+    assert got == pytest.approx(float(chu2023.chain_alignment(0.7, -0.4, b=b)))
     rule.sgd_step(one, y * one, s / 2, loss="mse", reduction="sum")
-    velocity = stability.chain_velocity(0.7, -0.4, y=y, b=b)
+    velocity = chu2023.chain_velocity(0.7, -0.4, y=y, b=b)
     moved = nn.utils.parameters_to_vector(net.parameters()).detach().numpy() - [0.7, -0.4]
     np.testing.assert_allclose(moved / s, velocity, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("y", "b"), [(1.0, 1.0), (2.0, 0.5), (3.0, -1.5)])
 def test_chain_changes_stability_at_its_edge(y: float, b: float) -> None:
-    edge = stability.chain_edge(y=y, b=b)
+    edge = chu2023.chain_edge(y=y, b=b)
     for factor, unstable in ((1.001, False), (0.999, True), (-0.5, False)):
         w1 = factor * edge
-        assert (stability.chain_exponent(w1, y / w1, b=b) > 0) == unstable
+        assert (chu2023.chain_exponent(w1, y / w1, b=b) > 0) == unstable
 
 
 def test_wrong_arguments_are_named() -> None:
     g, (x, _) = stream(1), problem()
     net = mlp([4, 3, 2], generator=g, dtype=F64)
     with pytest.raises(ValueError, match="DRTP sends no linear image"):
-        stability.jacobian(DRTP(net, generator=g), x)
+        chu2023.jacobian(DRTP(net, generator=g), x)
     normed = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
     with pytest.raises(ValueError, match="module '1' \\(LayerNorm\\)"):
-        stability.jacobian(BP(normed), x)
+        chu2023.jacobian(BP(normed), x)
     with pytest.raises(ValueError, match="cosine must lie in"):
-        stability.dialled_feedback(torch.ones(2, 2), 1.5, g)
+        chu2023.dialled_feedback(torch.ones(2, 2), 1.5, g)
     with pytest.raises(ValueError, match="must rise"):
-        stability.linear_loss(torch.eye(2), torch.ones(2), 0.1, [3, 1])
+        chu2023.linear_loss(torch.eye(2), torch.ones(2), 0.1, [3, 1])
     with pytest.raises(ValueError, match="must rise"):
-        stability.chain_flow([0.0], [0.0], [1.0, 0.5])
+        chu2023.chain_flow([0.0], [0.0], [1.0, 0.5])
     with pytest.raises(ValueError, match="must rise"):
-        stability.settle(BP(net), x, x[:, :2], lr=0.1, at=[])
+        chu2023.settle(BP(net), x, x[:, :2], lr=0.1, at=[])

@@ -7,7 +7,7 @@ import torch
 
 from fabook import stream
 from fabook.metrics import cosine
-from fabook.structure import attainable_cosine
+from fabook.theory.refinetti2021.convolution import attainable_cosine
 
 
 def target(c_in: int, c_out: int, side: int, kernel: int, outputs: int = 10) -> torch.Tensor:

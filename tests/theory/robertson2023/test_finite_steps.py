@@ -7,11 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fabook.conservation import Ledger, dominant_start, normalise
-from fabook.metrics import conserved, conserved_normalised
 from fabook.networks import convnet, mlp
 from fabook.rules import BP, DFA, FA, RULES
 from fabook.streams import stream
+from fabook.theory.robertson2023 import (
+    Ledger,
+    conserved,
+    conserved_normalised,
+    dominant_start,
+    normalise,
+)
 
 few = settings(deadline=None, derandomize=True, max_examples=80, database=None)
 double = torch.float64

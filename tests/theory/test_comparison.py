@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fabook.published import compare, markdown
+from fabook.theory.comparison import compare, markdown
 
 
 def test_tolerance_is_three_combined_standard_errors_and_the_slack():

@@ -6,8 +6,8 @@ $$ w_k \leftarrow w_k + \frac{\eta}{\sqrt N}\, f_k\, g'(\lambda_k)\, \Delta\, x,
    v_k \leftarrow v_k + \frac{\eta}{N}\, g(\lambda_k)\, \Delta, $$
 
 where $\lambda_k = w_k \cdot x / \sqrt N$, $\Delta = y - \hat y$, and $f = F$ under direct feedback
-alignment or $f = v$ under back-propagation. Time is $t$ = steps / N. `fabook.theory` describes the
-limit of large N.
+alignment or $f = v$ under back-propagation. Time is $t$ = steps / N. `online` describes
+the limit of large N.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Generator, Tensor
 
-from .streams import stream
-from .theory import alignment, generalisation_error
+from ...streams import stream
+from ...training import log_steps
+from .online import alignment, generalisation_error
 
 Array = NDArray[np.float64]
 
-__all__ = ["OnlineRun", "OnlineState", "initial_conditions", "log_steps", "train_online"]
+__all__ = ["OnlineRun", "OnlineState", "initial_conditions", "train_online"]
 
 _CHECK_EVERY = 1000  # steps between two looks for divergence
 _BLOCK = 2**20  # numbers drawn for one transfer to an accelerator
@@ -73,7 +74,7 @@ class OnlineState:
         )
 
     def order_parameters(self) -> dict[str, Array]:
-        """Return Q0, R0, T, v0 and A as `fabook.theory.online_dynamics` takes them."""
+        """Return Q0, R0, T, v0 and A as `online.online_dynamics` takes them."""
         w, B, N = self.w.double(), self.B.double(), self.w.shape[-1]
         values = {
             "Q0": w @ w.mT / N,
@@ -101,26 +102,6 @@ class OnlineRun:
     error: Array  # (R, n_p), closed-form and noise-free, with the factor 1/2
     alignment: Array  # (R, n_p)
     state: OnlineState  # where the runs ended
-
-
-def log_steps(n_max: int, count: int, *, first: int = 1) -> NDArray[np.int64]:
-    """Return about `count` distinct integers from `first` to `n_max`, evenly spaced in logarithm.
-
-    Args:
-        n_max: last step.
-        count: how many at most; rounding merges some of the early ones.
-        first: first step, at least 1.
-
-    Example:
-        >>> log_steps(1000, 4).tolist()
-        [1, 10, 100, 1000]
-    """
-    if not 1 <= first <= n_max or count < 1:
-        raise ValueError(
-            f"need 1 <= first <= n_max and count >= 1, got first={first}, n_max={n_max}, "
-            f"count={count}"
-        )
-    return np.unique(np.rint(np.geomspace(first, n_max, count)).astype(np.int64))
 
 
 def initial_conditions(

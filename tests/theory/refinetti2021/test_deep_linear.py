@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from fabook import deep_linear as dl
 from fabook.metrics import gradient_alignment_per_sample, weight_alignment
 from fabook.rules import DFA
+from fabook.theory.refinetti2021 import deep_linear as dl
 
 SIZES = [7, 11, 13, 9, 3]
 KINDS = ["orthogonal", "normal"]

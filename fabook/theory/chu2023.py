@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from .networks import ACTIVATIONS, Scale, linear_net
-from .rules import BP, DFA, DRTP, FA, FRSF, USF, KolenPollack, Rule, Shallow
-from .training import History, Probe, train
+from ..metrics import _cosine_of_all, cosine, unchanged
+from ..networks import ACTIVATIONS, Scale, linear_net
+from ..rules import BP, DFA, DRTP, FA, FRSF, USF, KolenPollack, Loss, Rule, Shallow
+from ..training import History, Probe, train
 
 Array = NDArray[np.float64]
 
@@ -303,6 +305,165 @@ def settle(
             break
     found = {name: np.concatenate([look[name] for look in looks]) for name in looks[0].values}
     return {"steps": np.array(at[: len(looks)]), **found}
+
+
+# --- descent and the walk of the weights ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """What a step of a rule does to the loss, to first order; see :func:`first_order`.
+
+    Attributes:
+        descent: inner product of true gradient and update by layer name, bottom to top.
+        layers: their cosine by layer name, weight matrices alone.
+        network: the cosine of all weight matrices together, read-out included.
+    """
+
+    descent: dict[str, float]
+    layers: dict[str, float]
+    network: float
+
+
+def first_order(
+    rule: Rule,
+    x: Tensor,
+    target: Tensor,
+    *,
+    loss: Loss = "cross_entropy",
+    reduction: str = "mean",
+) -> FirstOrder:
+    r"""Rate at which each layer's update lowers the loss, with the alignments, in two passes.
+
+    A step :math:`-\eta u_l` in every layer changes the loss by :math:`-\eta \sum_l \langle
+    \nabla_l \mathcal L, u_l\rangle`. A layer's term is negative where it pushes uphill; the
+    read-out's is :math:`\|\nabla_L \mathcal L\|^2` under every rule (derived). The expected step
+    of minibatch training is that of the whole training set: on a part of it, noise makes the
+    descent too large.
+
+    Args:
+        rule, x, target, loss, reduction: as in :meth:`fabook.rules.Rule.gradients`.
+
+    Returns:
+        FirstOrder; layers that do not learn are left out.
+
+    Example:
+        >>> from fabook import mlp, FA
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule = FA(mlp([4, 3, 2], generator=g), generator=g)
+        >>> found = first_order(rule, torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1]))
+        >>> list(found.descent), found.descent["2"] > 0
+        (['0', '2'], True)
+    """
+    both = []
+    for each in (rule, BP(rule.net)):
+        with unchanged(rule):
+            both.append(each.gradients(x, target, loss=loss, reduction=reduction))
+    ours, true = both
+    descent: dict[str, float] = {}
+    for name, update in ours.items():
+        layer = name.rpartition(".")[0]
+        term = float((update.double() * true[name].double()).sum())
+        descent[layer] = descent.get(layer, 0.0) + term
+    weights = {n: f"{n}.weight" for n in rule.layers if f"{n}.weight" in ours}
+    return FirstOrder(
+        descent,
+        {layer: float(cosine(ours[name], true[name])) for layer, name in weights.items()},
+        _cosine_of_all([(ours[name], true[name]) for name in weights.values()]),
+    )
+
+
+def hidden_share(steps: ArrayLike, hidden: ArrayLike, total: ArrayLike) -> np.ndarray:
+    r"""Share of the descent so far that is due to the hidden layers.
+
+    :math:`\int_0^t \text{hidden} / \int_0^t \text{total}`, with :func:`first_order` seen at chosen
+    steps and joined by straight lines. Negative where hidden layers have pushed uphill (derived).
+
+    Args:
+        steps: (P,) increasing numbers of updates.
+        hidden: (..., P) descent of the hidden layers, summed.
+        total: (..., P) descent of all layers.
+
+    Returns:
+        (..., P) shares; the first is that of the first instant.
+
+    Example:
+        >>> hidden_share([0, 1, 3], [0.0, 2.0, 2.0], [2.0, 4.0, 4.0])
+        array([0.        , 0.33333333, 0.45454545])
+    """
+    at = np.asarray(steps, dtype=float)
+    sums = []
+    for rate in (np.asarray(hidden, dtype=float), np.asarray(total, dtype=float)):
+        pieces = np.diff(at) * (rate[..., 1:] + rate[..., :-1]) / 2
+        sums.append(np.concatenate([rate[..., :1], np.cumsum(pieces, -1)], -1))
+    return sums[0] / sums[1]
+
+
+class Walk:
+    r"""The way of a network's weights, from where they are when the walk begins.
+
+    Called after each update it adds up :math:`\sum_k \|\Delta_k W_l\|^2`. For steps of
+    independent directions the squared displacement :math:`\|W_l - W_l^0\|^2` has this as its mean,
+    whatever their lengths; for one straight line of n equal steps it is n times as large (derived).
+
+    Example:
+        >>> from fabook import mlp, BP, train
+        >>> g = torch.Generator().manual_seed(0)
+        >>> net = mlp([4, 2], generator=g)
+        >>> walk = Walk(net)
+        >>> x, y = torch.ones(3, 4), torch.tensor([0, 1, 1])
+        >>> seen = train(BP(net), x, y, steps=1, lr=0.1, after_step=walk)
+        >>> abs(walk.displacement()["0"] / walk.path()["0"] - 1) < 1e-4
+        True
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._weights = {
+            name.rpartition(".")[0]: p for name, p in net.named_parameters() if p.ndim > 1
+        }
+        self._start = {name: w.detach().clone() for name, w in self._weights.items()}
+        self._last = {name: w.clone() for name, w in self._start.items()}
+        self._path = {name: w.new_zeros((), dtype=torch.float64) for name, w in self._start.items()}
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> None:
+        """Take note of a step that has just been made; its number is not used."""
+        for name, weight in self._weights.items():
+            last = self._last[name].sub_(weight)
+            self._path[name] += torch.linalg.vector_norm(last).double().square()
+            last.copy_(weight)
+
+    @torch.no_grad()
+    def displacement(self) -> dict[str, float]:
+        """Squared distance of each weight matrix from its start."""
+        return {
+            name: float((weight - self._start[name]).double().square().sum())
+            for name, weight in self._weights.items()
+        }
+
+    def path(self) -> dict[str, float]:
+        """Sum of the squared lengths of the steps of each weight matrix."""
+        return {name: float(total) for name, total in self._path.items()}
+
+
+def growth_exponent(steps: ArrayLike, values: ArrayLike) -> np.ndarray:
+    r"""Exponent of a power law: least-squares slope of log values against log steps.
+
+    Args:
+        steps: (P,) positive.
+        values: (..., P) positive.
+
+    Returns:
+        (...) exponents.
+
+    Example:
+        >>> float(growth_exponent([1, 10, 100], [2.0, 20.0, 200.0]).round(6))
+        1.0
+    """
+    t = np.log(np.asarray(steps, dtype=float))
+    y = np.log(np.asarray(values, dtype=float))
+    t = t - t.mean()
+    return (y * t).sum(-1) / (t * t).sum()
 
 
 # --- the solvable chain: f = w2 w1, target y, feedback b (all of it derived) ----------------------

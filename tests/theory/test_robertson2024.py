@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from fabook import FA, mlp, stream
-from fabook import dominance as dom
-from fabook.metrics import conserved
+from fabook import BP, FA, convnet, mlp, stream
+from fabook.metrics import cosine, gradient_alignment
+from fabook.theory import robertson2024 as dom
+from fabook.theory.robertson2023 import conserved
+from fabook.theory.robertson2024 import above_chance, dialled_feedback
 from fabook.training import train
 
 N, D, H = 12, 6, 40
@@ -113,3 +116,54 @@ def test_margin_is_the_largest():
     assert margin > 0
     assert (y[:, None] * (x @ others.T)).min(0).values.max() <= margin + 1e-12
     assert dom.margin_direction(torch.cat([x, x]), torch.cat([y, -y]))[1] <= 1e-9
+
+
+# --- the dial between random and exact feedback --------------------------------------------------
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    g = stream(seed, "weights")
+    return mlp([20, 200, 200, 5], activation="relu", init="xavier_uniform", generator=g)
+
+
+@pytest.mark.parametrize("rho", [-0.5, 0.0, 0.3, 0.9])
+def test_dial_sets_the_cosine_and_keeps_the_size(rho):
+    made = net()
+    feedback = dialled_feedback(made, rho, stream(0, "feedback"))
+    assert list(feedback) == ["0", "2"]
+    for name, above in (("0", made[2]), ("2", made[4])):
+        assert float(cosine(feedback[name], above.weight)) == pytest.approx(rho, abs=0.1)
+        assert float(feedback[name].std() / above.weight.detach().std()) == pytest.approx(
+            1, abs=0.1
+        )
+
+
+def test_at_one_the_first_gradient_is_the_true_one():
+    made, x = net(), torch.randn(7, 20, generator=stream(0, "x"))
+    rule = FA(made, feedback=dialled_feedback(made, 1.0, stream(0, "feedback")))
+    y = torch.arange(7) % 5
+    assert gradient_alignment(rule, x, y).total == pytest.approx(1)
+    true = BP(made).gradients(x, y)
+    for name, g in rule.gradients(x, y).items():
+        torch.testing.assert_close(g, true[name])
+
+
+def test_dial_refuses_what_it_cannot_set():
+    with pytest.raises(ValueError, match=r"\[-1, 1\]; got 1\.5"):
+        dialled_feedback(net(), 1.5, stream(0, "feedback"))
+    normalised = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"Linear and Conv2d layers; '1' is LayerNorm"):
+        dialled_feedback(normalised, 0.5, stream(0, "feedback"))
+
+
+def test_dial_takes_convolutions():
+    made = convnet((1, 8, 8), [4, 4], [6], 3, generator=stream(0, "weights"), dtype=torch.float64)
+    rule = FA(made, feedback=dialled_feedback(made, 1.0, stream(0, "feedback")))
+    x = torch.randn(7, 1, 8, 8, generator=stream(0, "x"), dtype=torch.float64)
+    assert gradient_alignment(rule, x, torch.arange(7) % 3).total == pytest.approx(1)
+
+
+def test_chance_is_zero_and_perfect_is_one():
+    for n in (2, 10, 100):
+        assert above_chance(1 / n, n) == pytest.approx(0)
+        assert above_chance(1.0, n) == pytest.approx(1)

@@ -1,0 +1,13 @@
+"""Refinetti, d'Ascoli, Ohana & Goldt (2021), *Align, then memorise* (https://arxiv.org/abs/2011.12428).
+
+| module | what it holds |
+|---|---|
+| ``online`` | the differential equations of online learning in two layers |
+| ``simulation`` | the same networks, trained online in batches of runs |
+| ``deep_linear`` | weak and strong alignment of deep linear networks |
+| ``convolution`` | how far a convolution can align |
+"""
+
+from . import convolution, deep_linear, online, simulation
+
+__all__ = ["convolution", "deep_linear", "online", "simulation"]

@@ -1,0 +1,269 @@
+r"""Kernels of two-layer networks under feedback alignment, and the alignment they predict."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from ...networks import choose
+from ...rules import FA
+from ...stacked import _LOCAL
+from .reduction import _parts
+
+Array = NDArray[np.float64]
+
+
+def kernel_matrices(rule: FA, x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The kernels G and H by which the errors move: :math:`\dot e = -(G + H)\, e`.
+
+    .. math::
+       G_{ij} = \frac1p \sum_r \psi(w_r \cdot x_i)\, \psi(w_r \cdot x_j), \qquad
+       H_{ij} = \frac{x_i \cdot x_j}{p} \sum_r b_r \beta_r\,
+                \psi'(w_r \cdot x_i)\, \psi'(w_r \cdot x_j)
+
+    G comes from the second layer, H from the first. Song, Xu & Lafferty (2021), section 3; their
+    sum is the stability matrix of :func:`fabook.theory.chu2023.stability_matrix`.
+
+    Args:
+        rule, x: as in :func:`train_two_layer`.
+
+    Returns:
+        G and H, each (n, n).
+
+    Raises:
+        ValueError: another rule or network.
+    """
+    parts = _parts(rule, x, x.new_zeros(len(x)))
+    return _kernels(parts.activation, parts.x @ parts.W.T, parts.beta, parts.b, parts.x @ parts.x.T)
+
+
+def kernels_of(state: Any) -> tuple[Tensor, Tensor]:
+    """The kernels of a state of :func:`train_two_layer`, for its probes."""
+    return _kernels(state.activation, state.Z, state.beta, state.b, state.K)
+
+
+def _kernels(
+    activation: nn.Module, Z: Tensor, beta: Tensor, b: Tensor, K: Tensor
+) -> tuple[Tensor, Tensor]:
+    forward, backward = _LOCAL[type(activation)]
+    hidden, saved = forward(activation, Z)
+    slope = backward(activation, torch.ones_like(Z), saved)
+    p = Z.shape[1]
+    return hidden @ hidden.T / p, (slope * (b * beta)) @ slope.T / p * K
+
+
+def limit_kernel(x: Tensor, activation: str, *, layer: int = 2) -> Tensor:
+    r"""The kernels of infinite width, of what either layer learns.
+
+    .. math::
+       \bar G_{ij} = E\, \psi(w \cdot x_i)\, \psi(w \cdot x_j), \qquad
+       \Theta_{ij} = x_i \cdot x_j\, E\, \psi'(w \cdot x_i)\, \psi'(w \cdot x_j)
+
+    for w standard normal: :math:`\bar G` of the second layer, :math:`\Theta` of the first. Linear:
+    both are :math:`x_i \cdot x_j`. ReLU, with the angle :math:`\theta` of the two inputs:
+    :math:`|x_i||x_j| (\sin\theta + (\pi-\theta)\cos\theta)/2\pi` and
+    :math:`x_i \cdot x_j (\pi-\theta)/2\pi` (Cho & Saul 2009). tanh: the trapezoidal rule in both
+    normal variables, which converges exponentially; its step is 0.4 of the distance to
+    the pole of tanh at the largest :math:`|x|`, so that it is good to about 1e-7.
+
+    Args:
+        x: (n, d).
+        activation: ``linear``, ``relu`` or ``tanh``.
+        layer: 2 for :math:`\bar G`, 1 for :math:`\Theta`.
+
+    Returns:
+        (n, n), float64.
+
+    Raises:
+        ValueError: another activation or layer.
+
+    Example:
+        >>> limit_kernel(torch.eye(2), "relu").round(decimals=4).tolist()
+        [[0.5, 0.1592], [0.1592, 0.5]]
+    """
+    choose("activation", activation, ("linear", "relu", "tanh"))
+    choose("layer", str(layer), ("1", "2"))
+    x = x.detach().double()
+    K = x @ x.T
+    size = K.diagonal().sqrt()
+    if activation == "linear":
+        return K
+    scale = size[:, None] * size
+    cos = (K / scale).clamp(-1, 1)
+    if activation == "relu":
+        angle = cos.acos()
+        if layer == 1:
+            return K * (math.pi - angle) / (2 * math.pi)
+        return scale * (angle.sin() + (math.pi - angle) * cos) / (2 * math.pi)
+    z = torch.arange(-6.0, 6.0, min(0.1, 0.4 * math.pi / 2 / float(size.max())), dtype=x.dtype)
+    z = z.to(x.device)
+    weight = torch.exp(-z.square() / 2)
+    weight = weight / weight.sum()
+
+    def unit(u: Tensor) -> Tensor:  # twice the sigmoid takes a quarter of the time of tanh
+        u = torch.sigmoid(u.mul_(2)).mul_(2).sub_(1)
+        return u if layer == 2 else u.square_().neg_().add_(1)
+
+    left = weight * unit(size[:, None] * z)  # (n, nodes)
+    found = torch.zeros_like(K)
+    for i in range(len(x)):  # v = rho z1 + sqrt(1 - rho^2) z2 has the correlation rho with z1
+        rho = cos[i, : i + 1, None, None]
+        v = rho * z[:, None] + (1 - rho.square()).clamp_min(0).sqrt() * z
+        inner = unit(v.mul_(size[: i + 1, None, None])) @ weight
+        found[i, : i + 1] = inner @ left[i]
+    found = found + found.tril(-1).T
+    return found if layer == 2 else K * found
+
+
+def lazy_alignment(x: Tensor, activation: str, width: int) -> float:
+    r"""Expected cosine of b and :math:`\beta` after training a wide network without a penalty.
+
+    To first order in the movement of the first layer, :math:`b \cdot \beta` gains
+    :math:`\tfrac12 s^T \Theta s` with :math:`s = \int g = \bar G^{-1} e(0)`, while
+    :math:`|b||\beta|` stays p. For targets from a teacher of the same form
+    :math:`e(0) \sim N(0, 2\bar G)`, hence
+
+    .. math:: E \cos(b, \beta) = \frac{1}{p}\, \mathrm{tr}\,(\bar G^{-1} \Theta),
+
+    which is n/p for linear units. Derived.
+
+    Args:
+        x: (n, d) inputs, of which :math:`\bar G` is invertible.
+        activation: as in :func:`limit_kernel`.
+        width: p.
+
+    Raises:
+        ValueError: another activation.
+
+    Example:
+        >>> round(lazy_alignment(torch.eye(3), "linear", 600), 6)
+        0.005
+    """
+    second, first = (limit_kernel(x, activation, layer=layer) for layer in (2, 1))
+    return float(torch.linalg.solve(second, first).trace()) / width
+
+
+# --- theory of linear networks with a constant penalty -------------------------------------------
+
+
+def isotropic_alignment(
+    steps: ArrayLike,
+    *,
+    gamma: float,
+    target_norm: float,
+    n: int,
+    width: int,
+    lr: float,
+    penalty: float,
+) -> tuple[Array, Array]:
+    r"""Cosine and loss in time under a constant penalty, for data with :math:`X X^T = \gamma I`.
+
+    Once :math:`\beta_0` has decayed, :math:`\beta` follows the error, and the error is
+    :math:`\varepsilon = \Lambda |y| / (\Lambda + \gamma + \gamma^2\sigma^2/p)` with
+    :math:`\Lambda = \lambda n/2`. Its integral :math:`\sigma` over the time
+    :math:`\tau = 2 \eta t / n` solves a cubic,
+
+    .. math::
+       (\Lambda + \gamma)\,\sigma + \frac{\gamma^2}{3p}\,\sigma^3 = \Lambda |y| \tau, \qquad
+       \cos = \sqrt{\frac{\gamma\sigma^2}{p + \gamma\sigma^2}}, \qquad
+       \text{loss} = \frac{\varepsilon^2}{n}.
+
+    So :math:`\sigma/\sqrt p` depends on :math:`t/\sqrt p` alone: all widths climb one curve.
+    Derived.
+
+    Args:
+        steps: (P,) numbers of updates t.
+        gamma: the eigenvalue.
+        target_norm: :math:`|y|`.
+        n: samples.
+        width: p.
+        lr, penalty: of the mean squared error, positive.
+
+    Returns:
+        cosine and mean squared error, each (P,).
+
+    Raises:
+        ValueError: if ``lr`` or ``penalty`` is not positive.
+    """
+    if not (lr > 0 and penalty > 0):
+        raise ValueError(f"lr and penalty must be positive; got {lr} and {penalty}")
+    strength = penalty * n / 2
+    # u = sigma / sqrt(p) solves u^3 + a u = rhs, whose one real root is of hyperbolic form
+    a = 3 * (strength + gamma) / gamma**2
+    rhs = 3 / gamma**2 * strength * target_norm * 2 * lr / n * np.asarray(steps, float)
+    rhs = rhs / math.sqrt(width)
+    root = 2 * math.sqrt(a / 3)
+    u = root * np.sinh(np.arcsinh(3 * rhs / (a * root)) / 3)
+    error = strength * target_norm / (strength + gamma + gamma**2 * u**2)
+    return u * math.sqrt(gamma) / np.sqrt(1 + gamma * u**2), error**2 / n
+
+
+def quasi_static(
+    x: Tensor, y: Tensor, steps: ArrayLike, *, width: int, lr: float, penalty: float
+) -> tuple[Array, Array]:
+    r"""Cosine and loss in time under a constant penalty, for any data.
+
+    As :func:`isotropic_alignment`, with :math:`u = s/\sqrt p` an n-vector:
+
+    .. math::
+       \frac{du}{d\tau} = e/\sqrt p, \quad e = -\Lambda\,(\Lambda + K + K u u^T K)^{-1} y, \quad
+       \cos = \frac{u^T K e}{\sqrt{e^T K e + (u^T K e)^2 + \Lambda^2 a^2 p}}
+
+    (signs such that the cosine is positive), :math:`a = (1-\eta\lambda)^t` being what is left of
+    :math:`\beta_0`. It holds at large width and once :math:`\beta` has caught up with the error.
+    Derived; integrated by SciPy's LSODA in the square root of time.
+
+    Args:
+        x: (n, d).
+        y: (n,) or (n, 1).
+        steps: (P,) numbers of updates t, increasing.
+        width: p.
+        lr, penalty: of the mean squared error, positive.
+
+    Returns:
+        cosine and mean squared error, each (P,).
+
+    Raises:
+        ValueError: if ``lr`` or ``penalty`` is not positive or ``steps`` do not increase.
+    """
+    from scipy.integrate import solve_ivp
+
+    if not (lr > 0 and penalty > 0):
+        raise ValueError(f"lr and penalty must be positive; got {lr} and {penalty}")
+    t = np.asarray(steps, dtype=float)
+    if t.ndim != 1 or (np.diff(t) <= 0).any() or (t < 0).any():
+        raise ValueError("steps must increase from 0 or above")
+    inputs = x.detach().double().cpu().numpy()
+    target = y.detach().double().cpu().numpy().ravel()
+    n = len(target)
+    values, vectors = np.linalg.eigh(inputs @ inputs.T)
+    target = vectors.T @ target
+    strength = penalty * n / 2
+    base = strength + values
+
+    def error(u: Array) -> Array:
+        w = values * u  # Sherman-Morrison for base + w w'
+        plain, along = target / base, w / base
+        return strength * (plain - along * (w @ plain) / (1 + w @ along))
+
+    def slope(root: float, u: Array) -> Array:
+        return 2 * root * error(u)  # d tau = 2 root d root
+
+    roots = np.sqrt(2 * lr / n * t / math.sqrt(width))
+    if roots[-1] == 0:
+        path = np.zeros((n, len(t)))
+    else:
+        run = solve_ivp(
+            slope, (0, roots[-1]), np.zeros(n), method="LSODA", t_eval=roots, rtol=1e-8, atol=1e-12
+        )
+        path = run.y
+    e = np.stack([error(u) for u in path.T])
+    along = np.einsum("pi,i,pi->p", path.T, values, e)
+    left = (1 - lr * penalty) ** (2 * t) * width * strength**2
+    norm = np.sqrt((e**2) @ values + along**2 + left)
+    return along / norm, (e**2).mean(1)

@@ -1,0 +1,238 @@
+"""Conservation laws to rounding, and the networks for which none holds."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fabook.networks import convnet, mlp
+from fabook.rules import BP, BRSF, FA, FRSF, RULES, USF, KolenPollack
+from fabook.streams import stream
+from fabook.theory.robertson2023 import conserved, conserved_normalised
+
+few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
+double = torch.float64
+
+
+def randn(*shape, seed=0, dtype=double):
+    return torch.randn(shape, generator=stream(seed, "test", *shape), dtype=dtype)
+
+
+def labels(n, classes, seed=0):
+    return torch.randint(classes, (n,), generator=stream(seed, "labels", n))
+
+
+def net_of(*sizes, activation="tanh", seed=0, bias=True, dtype=double):
+    net = mlp(
+        sizes, activation=activation, bias=bias, generator=stream(seed, "weights"), dtype=dtype
+    )
+    with torch.no_grad():
+        for k, layer in enumerate(m for m in net if isinstance(m, nn.Linear) and bias):
+            layer.bias.copy_(0.1 * randn(len(layer.bias), seed=seed + k + 1))
+    return net
+
+
+def make(rule, net, seed=0, **options):
+    return RULES[rule](net, generator=stream(seed, "feedback"), **options)
+
+
+def test_conserved_is_its_formula():
+    net = net_of(5, 4, 6, 3)
+    W1, b1, W2, b2, W3, _ = (p.detach() for p in net.parameters())
+    incoming = [(W.square().sum(1) + b.square()) / 2 for W, b in ((W1, b1), (W2, b2))]
+    for rule in (FA, FRSF, USF, KolenPollack, BP):
+        bound = rule(net) if rule in (BP, USF) else rule(net, generator=stream(0, "feedback"))
+        B = list(bound.feedback.values())
+        partner = {
+            FA: lambda W, B: (W * B).sum(0),
+            FRSF: lambda W, B: (W.abs() * B.abs()).sum(0),
+            USF: lambda W, B: (W.abs() * B.abs()).sum(0),
+            KolenPollack: lambda W, B: B.square().sum(0) / 2,
+            BP: lambda W, B: W.square().sum(0) / 2,
+        }[rule]
+        got = conserved(bound)
+        assert list(got) == ["0", "2"]
+        for k, (seen, W) in enumerate(zip(got.values(), (W2, W3))):
+            torch.testing.assert_close(seen, incoming[k] - partner(W, B[k] if B else None))
+    dfa = make("DFA", net)
+    got = conserved(dfa)
+    assert list(got) == ["2"]
+    want = incoming[1] - (W3 * dfa.feedback["2"].T).sum(0)
+    torch.testing.assert_close(got["2"], want)
+
+
+def change(now, before, layer, bias=True):
+    """Half the squared step of each neuron's incoming weights and bias."""
+    step = now[f"{layer}.weight"] - before[f"{layer}.weight"]
+    total = step.reshape(len(step), -1).square().sum(1) / 2
+    if f"{layer}.bias" in now and bias:
+        total = total + (now[f"{layer}.bias"] - before[f"{layer}.bias"]).square() / 2
+    return total
+
+
+def drift(rule, net, *, steps=12, lr=0.2, loss="cross_entropy", batch=7, shape=(5,), **options):
+    """Change of the conserved quantities, and what the discrete identity says of it."""
+    bound = make(rule, net, **options)
+    hidden = list(conserved(bound))
+    above = dict(zip(bound.layers, bound.layers[1:]))
+    start = conserved(bound)
+    said = {name: torch.zeros_like(c) for name, c in start.items()}
+    for step in range(steps):
+        x, y = randn(batch, *shape, seed=step), labels(batch, 3, seed=step)
+        y = F.one_hot(y, 3).to(double) if loss == "mse" else y
+        before = {k: p.detach().clone() for k, p in net.named_parameters()}
+        bound.sgd_step(x, y, lr, loss=loss)
+        now = {k: p.detach() for k, p in net.named_parameters()}
+        for name in hidden:
+            said[name] += change(now, before, name)
+            if rule in ("BP", "KP"):
+                w = now[f"{above[name]}.weight"] - before[f"{above[name]}.weight"]
+                said[name] -= w.square().sum([d for d in range(w.ndim) if d != 1]) / 2
+    return {n: c - start[n] for n, c in conserved(bound).items()}, said
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "linear"])
+@pytest.mark.parametrize("rule", ["FA", "DFA", "BP", "KP"])
+def test_conserved_drifts_by_the_squared_steps_alone(rule, activation, bias, loss):
+    """C(k) - C(0) = 1/2 sum |dW|^2, per neuron, whatever the rate and the batches."""
+    net = net_of(5, 6, 7, 3, activation=activation, bias=bias)
+    got, said = drift(rule, net, loss=loss)
+    for name, c in got.items():
+        torch.testing.assert_close(c, said[name], rtol=0, atol=1e-13)
+        assert said[name].abs().max() > 1e-5
+
+
+@few
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    activation=st.sampled_from(["relu", "leaky_relu", "linear"]),
+    bias=st.booleans(),
+    batch=st.integers(1, 6),
+    lr=st.floats(0.001, 0.5),
+    seed=st.integers(0, 10**6),
+)
+def test_the_identity_of_fa_holds_for_any_network(sizes, activation, bias, batch, lr, seed):
+    net = net_of(4, *sizes, 3, activation=activation, bias=bias, seed=seed)
+    got, said = drift("FA", net, steps=5, batch=batch, lr=lr, shape=(4,), seed=seed)
+    for name, c in got.items():
+        torch.testing.assert_close(c, said[name], rtol=1e-12, atol=1e-13)
+
+
+def test_the_identity_holds_through_convolutions_and_pooling():
+    g = stream(0, "weights")
+    modules = list(
+        convnet((1, 9, 9), [3, 4], [], 3, kernel=2, pool=2, activation="relu", generator=g)
+    )
+    net = nn.Sequential(*modules[:5], nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = net.append(nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(randn(*p.shape, seed=p.ndim) / 2)
+    got, said = drift("FA", net, shape=(1, 9, 9), lr=0.05, steps=4)
+    assert list(got) == ["0", "3", "5"]
+    for name, c in got.items():
+        torch.testing.assert_close(c, said[name], rtol=0, atol=1e-12)
+        assert said[name].abs().max() > 1e-9
+
+
+@pytest.mark.parametrize("rule", ["uSF", "frSF"])
+def test_sign_laws_hold_while_no_weight_crosses_zero(rule):
+    net = net_of(5, 6, 7, 3, activation="relu")
+    got, said = drift(rule, net, steps=1, lr=1e-4)
+    for name, c in got.items():
+        torch.testing.assert_close(c, said[name], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", ["FA", "BP", "KP"])
+def test_no_law_holds_for_tanh(rule):
+    got, said = drift(rule, net_of(5, 6, 7, 3, activation="tanh"))
+    assert max(float((c - said[n]).abs().max()) for n, c in got.items()) > 1e-3
+
+
+def test_the_law_of_another_rule_does_not_hold():
+    """FA conserves its own quantity, not that of gradient descent."""
+    net = net_of(5, 6, 7, 3, activation="relu")
+    fa, bp = make("FA", net), BP(net)
+    start = [conserved(r)["2"] for r in (fa, bp)]
+    for step in range(100):
+        fa.sgd_step(randn(7, 5, seed=step), labels(7, 3, seed=step), 0.02)
+    ours, other = (float((conserved(r)["2"] - c).norm()) for r, c in zip((fa, bp), start))
+    assert other > 10 * ours
+
+
+@pytest.mark.parametrize("rule", ["brSF", "DRTP", "Shallow"])
+def test_rules_without_a_law_are_refused(rule):
+    name = BRSF.__name__ if rule == "brSF" else rule
+    with pytest.raises(ValueError, match=f"no conservation law is known for {name}"):
+        conserved(make(rule, net_of(5, 4, 3)))
+
+
+def test_units_must_be_shared_by_the_two_layers():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten())
+    with pytest.raises(ValueError, match="layers '0' and the next do not share their units: 4"):
+        conserved(make("FA", net.append(nn.Linear(16, 3))))
+
+
+def test_a_flattened_channel_owns_all_its_columns():
+    """The law of a channel sums over everything above that reads it."""
+    net = convnet((1, 8, 8), [3], [5], 3, kernel=3, pool=2, activation="relu", dtype=double,
+                  generator=stream(0, "weights"))  # fmt: skip
+    bound = make("FA", net)
+    W, B = net[4].weight.detach(), bound.feedback["0"]
+    own = net[0].weight.detach().flatten(1).square().sum(1) / 2
+    want = own - (W * B).reshape(5, 3, 9).sum((0, 2))
+    torch.testing.assert_close(conserved(bound)["0"], want)
+    got, said = drift("FA", net, shape=(1, 8, 8), lr=0.1, steps=4)
+    for name, c in got.items():
+        torch.testing.assert_close(c, said[name], rtol=0, atol=1e-13)
+        assert said[name].abs().max() > 1e-6
+
+
+def normalised_net(kind, seed=0):
+    """5-6-7-3 ReLU with normalisation that forgets its input's size exactly (eps = 1e-30)."""
+    modules = []
+    for module in net_of(5, 6, 7, 3, activation="relu", seed=seed):
+        modules.append(module)
+        if isinstance(module, nn.Linear) and module.out_features != 3:
+            norm = kind(module.out_features, eps=1e-30, dtype=double)
+            with torch.no_grad():
+                norm.weight.copy_(1 + 0.2 * randn(module.out_features, seed=1))
+                norm.bias.copy_(0.2 * randn(module.out_features, seed=2))
+            modules.append(norm)
+    return nn.Sequential(*modules)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.LayerNorm])
+@pytest.mark.parametrize("rule", ["FA", "BP", "DFA"])
+def test_normalisation_moves_the_law_to_its_scale_and_shift(rule, kind):
+    net = normalised_net(kind)
+    bound = make(rule, net)
+    start = conserved_normalised(bound)
+    said = {name: torch.zeros_like(c) for name, c in start.items()}
+    for step in range(10):
+        before = {k: p.detach().clone() for k, p in net.named_parameters()}
+        bound.sgd_step(randn(7, 5, seed=step), labels(7, 3, seed=step), 0.1)
+        now = {k: p.detach() for k, p in net.named_parameters()}
+        for name in said:
+            layer, which = name.split()
+            moved = change(now, before, layer if which == "weights" else str(int(layer) + 1))
+            said[name] += moved.sum() if kind is nn.LayerNorm and which == "weights" else moved
+            if which == "scales" and rule == "BP":
+                above = f"{int(layer) + 3}.weight"
+                said[name] -= (now[above] - before[above]).square().sum(0) / 2
+    got = conserved_normalised(bound)
+    assert list(got) == [n for n in said if rule != "DFA" or n.startswith("3")]
+    for name, c in got.items():
+        torch.testing.assert_close(c - start[name], said[name], rtol=0, atol=1e-12)
+        assert said[name].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("extra", [[], [nn.BatchNorm1d(4, affine=False)]])
+def test_the_moved_law_needs_normalisation_with_scale(extra):
+    net = nn.Sequential(nn.Linear(5, 4), *extra, nn.ReLU(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="layer '0' needs one BatchNorm or LayerNorm"):
+        conserved_normalised(make("FA", net))
