@@ -11,16 +11,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .networks import choose
-from .rules import BP, DFA, Loss, Rule, _gradient
-
-if TYPE_CHECKING:
-    pass
+from .rules import BP, DFA, Loss, Rule
 
 
 @dataclass(frozen=True)
@@ -160,8 +156,8 @@ def _weight_gradients(
     found = []
     for each in (rule, BP(rule.net)):
         with unchanged(rule):
-            signals = each._start(x, target, loss, reduction)[1]
-            found.append({s.name: _gradient(s, "weight", None) for s in signals if s.grads is None})
+            signals = each.trace(x, target, loss=loss, reduction=reduction)
+            found.append({s.name: s.gradient("weight") for s in signals if s.is_weight_layer})
     return found[0], found[1]
 
 
@@ -224,9 +220,9 @@ def _hidden_signals(
 ) -> dict[str, Tensor]:
     """Signals of the hidden layers, (samples, units), bottom to top."""
     found: dict[str, Tensor] = {}
-    for s in rule._start(x, target, loss, "sum")[1]:
+    for s in rule.trace(x, target, loss=loss, reduction="sum"):
         signal = s.error if at == "preactivation" else s.incoming
-        if s.grads is None and signal is not None and s.name != rule.layers[-1]:
+        if s.is_weight_layer and signal is not None and s.name != rule.layers[-1]:
             found[s.name] = signal.flatten(1)
     return {name: found[name] for name in rule.layers[:-1]}
 

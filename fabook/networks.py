@@ -74,11 +74,11 @@ def draw(
         shape: at least two axes, outputs first.
         init: one of the names above.
         scale: a positive factor (units of the weight).
-        generator: CPU generator; not needed for ``zero``.
+        generator: generator of the numbers, on its own device; not needed for ``zero``.
         dtype: floating dtype, by default torch's default.
 
     Returns:
-        A CPU tensor of that shape.
+        A tensor of that shape.
 
     Raises:
         ValueError: for an unknown name, or no generator where one is needed.
@@ -89,7 +89,8 @@ def draw(
         torch.Size([3, 100])
     """
     choose("init", init, INITS)
-    out = torch.zeros(tuple(shape), dtype=dtype)
+    device = None if generator is None else generator.device
+    out = torch.zeros(tuple(shape), dtype=dtype, device=device)
     if init == "zero":
         return out
     if generator is None:

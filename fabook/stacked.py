@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .losses import REDUCTIONS, output_error
 from .networks import Erf, Scale, choose
-from .rules import _CLOSED, REDUCTIONS, RULES, Rule, output_error
+from .rules import RULES, Rule
+from .stack import CLOSED
 from .training import History, Probe, Recorder, Schedule, progress_bar
 
 _aten = torch.ops.aten
@@ -28,7 +30,7 @@ _LOSSES = ("cross_entropy", "mse")
 
 # tanh(u) = 2 sigmoid(2u) - 1 takes a quarter of the time of torch's own on a CPU.
 _LOCAL: dict[type[nn.Module], tuple[Callable[..., Any], Callable[..., Any]]] = {
-    k: _CLOSED[k] for k in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Identity)
+    k: CLOSED[k] for k in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Identity)
 } | {
     nn.Tanh: (
         lambda m, u: (y := torch.sigmoid(u * 2).mul_(2).sub_(1), y),
@@ -36,7 +38,7 @@ _LOCAL: dict[type[nn.Module], tuple[Callable[..., Any], Callable[..., Any]]] = {
     )
 }
 
-_PAIRS = _LOCAL | {k: _CLOSED[k] for k in (Erf, Scale)}
+_PAIRS = _LOCAL | {k: CLOSED[k] for k in (Erf, Scale)}
 
 # Elementwise, without parameters or randomness: these go by autograd, all runs in one call.
 _ELEMENTWISE = (

@@ -5,9 +5,7 @@ Every ratio is to one step of a plain network: nn.Linear, autograd and torch.opt
 that load from elsewhere meets all of them alike; the 10th percentiles of the thread's own time are
 compared.
 
-Where the gain comes from: no graph, no product that is not used, and, on processors on which MKL
-leaves the wide vector units idle, oneDNN's forward product (`fabook.rules._linear`). The column
-"MKL forward" has the same steps without the latter.
+Where the gain comes from: no graph, and no product that is not used.
 
 The reductions of :mod:`fabook.theory.song2021.reduction` are compared with autograd on the same
 two-layer network, 150-12800-1 with 50 samples in one batch.
@@ -37,7 +35,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fabook
-from fabook import rules
 from fabook.theory.refinetti2021.simulation import initial_conditions, train_online
 from fabook.theory.song2021 import reduction
 from fabook.training import step_times
@@ -89,17 +86,6 @@ def rule_step(name: str, path: str, x: Tensor, y: Tensor) -> Step:
     return step
 
 
-def without_onednn(step: Step) -> Step:
-    def slower() -> None:
-        kept, rules._onednn = rules._onednn, None
-        try:
-            step()
-        finally:
-            rules._onednn = kept
-
-    return slower
-
-
 def peer_steps(x: Tensor, y: Tensor) -> dict[str, Step]:
     """BioTorch's FA and DFA, or nothing where it is not installed."""
     if importlib.util.find_spec("biotorch") is None:
@@ -126,7 +112,6 @@ def step_ratios(repeats: int) -> tuple[float, dict[str, float]]:
     steps: dict[str, Step] = {"plain": plain_step(network(), x, y)}
     for name, path in TARGETS:
         steps[f"{name} {path}"] = rule_step(name, path, x, y)
-        steps[f"{name} {path}, MKL forward"] = without_onednn(rule_step(name, path, x, y))
     steps |= peer_steps(x, y)
     seconds = step_times(steps, repeats=repeats, clock=CLOCK)
     plain = seconds.pop("plain")
@@ -214,7 +199,6 @@ def measure(repeats: int) -> dict[str, Any]:
             "name": f"{name} {path}",
             "target": target,
             "measured": ratios[f"{name} {path}"],
-            "mkl_forward": ratios[f"{name} {path}, MKL forward"],
         }
         for (name, path), target in TARGETS.items()
     ]
@@ -248,16 +232,14 @@ def report(found: dict[str, Any]) -> bool:
     print(
         f"plain step {found['plain_step_ms']:.2f} ms, load {found['load']}, torch {found['torch']}"
     )
-    print(f"{'':42}{'target':>8}{'measured':>10}{'MKL forward':>13}")
+    print(f"{'':42}{'target':>8}{'measured':>10}")
     every = True
     for row in found["rows"]:
-        cells = [row["target"], row["measured"], row.get("mkl_forward")]
+        cells = [row["target"], row["measured"]]
         shown = ["" if cell is None else f"{cell:.2f}" for cell in cells]
         met = row["target"] is None or row["measured"] <= row["target"]
         every &= met
-        print(
-            f"{row['name']:42}{shown[0]:>8}{shown[1]:>10}{shown[2]:>13}{'' if met else '  missed'}"
-        )
+        print(f"{row['name']:42}{shown[0]:>8}{shown[1]:>10}{'' if met else '  missed'}")
     return every
 
 

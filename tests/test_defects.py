@@ -20,7 +20,6 @@ from fabook.training import train
 OPTIONS = [(name, {}) for name in RULES] + [
     ("FA", {"init": "orthogonal"}),
     ("DFA", {"init": "standard_normal", "scale": 0.1}),
-    ("KP", {"decay": 0.1}),
     ("frSF", {"scale": 2.0}),
 ]
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -200,7 +199,7 @@ def test_signals_pass_an_activation_by_its_derivative(rule, name, device, dtype)
     x, y = batch(8, device, dtype)
     x[2:5] = 0
     bound = make(rule, net)
-    arrives = [s.incoming for s in bound._start(x, y, "cross_entropy", "mean")[1]][-1]
+    arrives = [s.incoming for s in bound.trace(x, y)][-1]
     *_, (_, at_z, _) = bound.signals(x, y)
     z = x.clone().requires_grad_()
     want = torch.autograd.grad(net[1](z), z, arrives)[0]

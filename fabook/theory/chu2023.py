@@ -41,13 +41,13 @@ def _stack(rule: Rule) -> list[tuple[str, nn.Module]]:
     known = isinstance(rule, BP | FA | DFA | USF | FRSF | KolenPollack | Shallow)
     if not known or isinstance(rule, DRTP):
         raise ValueError(f"{type(rule).__name__} sends no linear image of the output error")
-    for name, module in rule._stack:
+    for name, module in rule.modules_in_order:
         if not isinstance(module, (nn.Linear, *_ELEMENTWISE)):
             raise ValueError(
                 f"module {name!r} ({type(module).__name__}): stability matrices are for stacks of "
                 "nn.Linear and elementwise activations"
             )
-    return rule._stack
+    return rule.modules_in_order
 
 
 def _carrier(rule: Rule) -> Callable[..., Tensor]:
@@ -60,7 +60,7 @@ def _carrier(rule: Rule) -> Callable[..., Tensor]:
     below = dict(zip(rule.layers[1:], rule.layers[:-1], strict=True))
     feedback = dict(rule.feedback)
     if isinstance(rule, BP):
-        feedback = {name: rule._above[name].weight.detach() for name in rule.layers[:-1]}
+        feedback = {name: rule.above[name].weight.detach() for name in rule.layers[:-1]}
 
     def output(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         h, sent = x, None

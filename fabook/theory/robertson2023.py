@@ -176,7 +176,7 @@ def _by_neuron(module: Any, whole: bool = False, biases: bool = True) -> Tensor:
 
 def _outgoing(rule: Rule, name: str, units: int) -> tuple[Tensor, Tensor]:
     """Outgoing weights of each neuron of a layer, and the feedback in their place, (n, m) each."""
-    above = rule._above[name]
+    above = rule.above[name]
     w = above.weight.detach().double()
     b = rule.feedback.get(name, w).double()
     b = b.t() if isinstance(rule, DFA) else b
@@ -193,8 +193,8 @@ def _outgoing(rule: Rule, name: str, units: int) -> tuple[Tensor, Tensor]:
 
 def _normalisation(rule: Rule, name: str) -> nn.Module:
     """The BatchNorm or LayerNorm that follows a hidden layer."""
-    stack = [n for n, _ in rule._stack]
-    after = rule._stack[
+    stack = [n for n, _ in rule.modules_in_order]
+    after = rule.modules_in_order[
         stack.index(name) + 1 : stack.index(rule.layers[rule.layers.index(name) + 1])
     ]
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
@@ -367,13 +367,13 @@ def dominant_start(rule: FA, factor: float = 1.2) -> None:
         >>> bool((conserved(rule)["0"] < 0).all())
         True
     """
-    if not isinstance(rule, FA) or not all(isinstance(m, nn.Linear) for m in rule._weights):
+    if not isinstance(rule, FA) or not all(isinstance(m, nn.Linear) for m in rule.above.values()):
         raise ValueError(f"a dominant start is for FA on Linear layers; got {rule}")
     if factor < 1:
         raise ValueError(f"factor must be at least 1; got {factor}")
     for law in laws(rule):
         B = rule.feedback[law.name].double()
-        W = rule._above[law.name].weight
+        W = rule.above[law.name].weight
         W.copy_(B * (factor * law.norm() / B.square().sum(0)))
 
 

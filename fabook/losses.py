@@ -1,0 +1,173 @@
+r"""Loss and output error: the one place where a label becomes an error signal.
+
+Every named loss has an error of one form, :math:`e = c\,(p(f) - y^*)`: a prediction minus a target,
+with one factor :math:`c` for both. The first part is what an output rule sends, the second alone
+is what direct random target projection sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .networks import choose
+
+Loss = str | Callable[[Tensor, Tensor], Tensor]
+LOSSES = ("cross_entropy", "mse", "bce")
+REDUCTIONS = ("mean", "sum")
+IGNORED = -100  # torch's ignore_index: a sample that counts for nothing
+
+
+def output_error(
+    output: Tensor, target: Tensor, loss: Loss = "cross_entropy", reduction: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    r"""Loss and its derivative with respect to the network's output.
+
+    ``cross_entropy`` is ``F.cross_entropy`` (class indices or probabilities, classes on the last
+    axis), :math:`e = c\,(\mathrm{softmax}(f) - y^*)`; ``mse`` is ``F.mse_loss``,
+    :math:`e = 2c\,(f - y)`; ``bce`` is ``F.binary_cross_entropy_with_logits``,
+    :math:`e = c\,(\sigma(f) - y^*)`. :math:`c` is 1 for ``sum`` and one over the number of samples
+    (``cross_entropy``; those of label -100 do not count) or of all elements for ``mean``. Half
+    precision is summed in single.
+
+    Args:
+        output: (..., C).
+        target: (...) class indices or (..., C) probabilities; for ``mse`` the output's shape; for
+            ``bce`` the output's shape, or class indices where C > 1.
+        loss: ``cross_entropy``, ``mse``, ``bce``, or a function of (output, target) that returns a
+            scalar, whose own reduction holds.
+        reduction: ``mean`` or ``sum``.
+
+    Returns:
+        The loss (0-d) and the error, of the output's shape.
+
+    Raises:
+        ValueError: unknown loss or reduction, no samples, target of the wrong shape, or a label
+            that is no class.
+
+    Example:
+        >>> value, e = output_error(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
+        >>> e[0].tolist()
+        [-0.125, 0.125]
+    """
+    choose("reduction", reduction, REDUCTIONS)
+    if output.numel() == 0:
+        raise ValueError(f"the batch holds no samples: the output has shape {tuple(output.shape)}")
+    if callable(loss):
+        with torch.enable_grad():
+            leaf = output.detach().requires_grad_()
+            value = loss(leaf, target)
+            return value.detach(), torch.autograd.grad(value, leaf)[0]
+    choose("loss", loss, LOSSES)
+    if output.dtype in (torch.float16, torch.bfloat16):  # sums overflow, and lose their last terms
+        value, error = output_error(output.float(), target, loss, reduction)
+        return value.to(output.dtype), error.to(output.dtype)
+    if loss == "mse":
+        return _squares(output, target, reduction)
+    if loss == "bce":
+        return _binary(output, target, reduction)
+    return _cross_entropy(output, target, reduction)
+
+
+def target_error(
+    output: Tensor, target: Tensor, loss: Loss = "cross_entropy", reduction: str = "mean"
+) -> Tensor:
+    r"""The target's part of the output error, :math:`c\,y^*`, with its sign turned.
+
+    :math:`c` is 1/n for ``cross_entropy``, 2/(n C) for ``mse`` and 1/(n C) for ``bce`` with
+    ``mean``; 1, 2 and 1 with ``sum``.
+
+    Args:
+        output, target, loss, reduction: as in :func:`output_error`; a loss by name.
+
+    Returns:
+        A tensor of the output's shape; zero where the label is -100.
+
+    Raises:
+        ValueError: a loss that is a function, or as :func:`output_error`.
+    """
+    if callable(loss):
+        raise ValueError(f"a target is projected under a loss by name, one of {', '.join(LOSSES)}")
+    choose("loss", loss, LOSSES)
+    count = output.numel() if loss != "cross_entropy" else output.numel() // output.shape[-1]
+    if loss != "mse" and target.shape != output.shape:
+        labels = _labels(output, target, ignore=loss == "cross_entropy")
+        kept = labels != IGNORED
+        if loss == "cross_entropy" and not bool(kept.all()):
+            count = int(kept.sum())
+        target = F.one_hot(labels.where(kept, labels.new_zeros(())), output.shape[-1])
+        target = target * kept.unsqueeze(-1)
+    factor = 2.0 if loss == "mse" else 1.0
+    return target.to(output) * (factor / max(count, 1) if reduction == "mean" else factor)
+
+
+def _squares(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    if output.shape != target.shape:
+        raise ValueError(
+            f"mse needs a target of the output's shape {tuple(output.shape)}; "
+            f"got {tuple(target.shape)}"
+        )
+    error = output - target.to(output.dtype)
+    scale = 1.0 / error.numel() if reduction == "mean" else 1.0
+    flat = error.reshape(-1)
+    return torch.dot(flat, flat) * scale, error.mul_(2 * scale)
+
+
+def _binary(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    if target.shape != output.shape:
+        labels = _labels(output, target, ignore=False)
+        if output.shape[-1] == 1:
+            raise ValueError(
+                f"bce of one output needs a target of its shape {tuple(output.shape)}; "
+                f"got {tuple(target.shape)}"
+            )
+        target = F.one_hot(labels, output.shape[-1])
+    target = target.to(output.dtype)
+    value = F.binary_cross_entropy_with_logits(output, target, reduction=reduction)
+    error = torch.sigmoid(output).sub_(target)
+    return value, error.mul_(1.0 / error.numel()) if reduction == "mean" else error
+
+
+def _cross_entropy(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    logp = torch.log_softmax(output, -1)
+    n = logp.numel() // logp.shape[-1]
+    scale = 1.0 / n if reduction == "mean" else 1.0
+    error = logp.exp()
+    if target.is_floating_point() and target.shape == output.shape:
+        value = -(target * logp).sum() * scale
+        error.mul_(target.sum(-1, keepdim=True)).sub_(target)
+        return value, error.mul_(scale) if scale != 1.0 else error
+    labels = _labels(output, target, ignore=True)
+    kept = labels != IGNORED
+    if not bool(kept.all()):
+        counted = int(kept.sum())
+        scale = (1.0 / counted if counted else float("nan")) if reduction == "mean" else 1.0
+        labels = labels.where(kept, labels.new_zeros(()))
+        error, logp = error * kept.unsqueeze(-1), logp * kept.unsqueeze(-1)
+    index = labels.unsqueeze(-1)
+    value = logp.gather(-1, index).sum() * -scale
+    error.scatter_add_(-1, index, -kept.unsqueeze(-1).to(error))
+    return value, error.mul_(scale) if scale != 1.0 else error
+
+
+def _labels(output: Tensor, target: Tensor, *, ignore: bool) -> Tensor:
+    """Class indices as int64, each of them a class or, where that is allowed, -100."""
+    if target.is_floating_point() or target.is_complex() or target.shape != output.shape[:-1]:
+        raise ValueError(
+            f"cross_entropy and bce of outputs {tuple(output.shape)} need class indices of shape "
+            f"{tuple(output.shape[:-1])} or probabilities of the output's shape; "
+            f"got {tuple(target.shape)} {target.dtype}"
+        )
+    labels = target.long()
+    wrong = (labels < 0) | (labels >= output.shape[-1])
+    if ignore:
+        wrong &= labels != IGNORED
+    if bool(wrong.any()):
+        raise ValueError(
+            f"target: labels must lie in [0, {output.shape[-1] - 1}]"
+            f"{' or be -100, which is ignored' if ignore else ''}; got {int(labels[wrong][0])}"
+        )
+    return labels
