@@ -285,7 +285,7 @@ class Stack:
         """Keep what decides what the network computes, to notice when it is changed."""
         modules = list(self.net.modules())
         self._states = [vars(m) for m in modules]
-        self._tables = [t for m in modules for t in (m._modules, m._parameters)]
+        self._tables: list[Any] = [t for m in modules for t in (m._modules, m._parameters)]
         self._hooks = [getattr(m, hooks) for m in modules for hooks in _HOOKS]
         self._all = modules
         self._kept = [*itertools.chain.from_iterable(t.values() for t in self._tables)]
@@ -293,7 +293,8 @@ class Stack:
         self.parameters = list(self.net.parameters())
 
     def _now(self) -> tuple[Any, ...]:
-        parts = itertools.chain.from_iterable(map(dict.values, self._tables))
+        tables: list[dict[str, Any]] = self._tables
+        parts = itertools.chain.from_iterable(map(dict.values, tables))
         return tuple(map(id, parts)), tuple(map(type, self._all))
 
     def check_unchanged(self) -> None:
@@ -432,7 +433,7 @@ class Stack:
 def _shaped(signal: Tensor, h: Tensor, name: str) -> Tensor:
     if signal.numel() != h.numel():
         raise ValueError(
-            f"the rule cannot send {tuple(signal.shape)} below layer {name!r}, which takes "
+            f"the rule cannot send {tuple(signal.shape)} down from layer {name!r}, which takes "
             f"{tuple(h.shape)}; pass input_shape"
         )
     return signal if signal.shape == h.shape else signal.reshape(h.shape)
@@ -484,9 +485,7 @@ class Rule(nn.Module):
     label: ClassVar[str] = "Rule"
     colour: ClassVar[str] = "#777777"
     law: ClassVar[str | None] = None  # partner in the conservation law: weight, feedback, product
-    direct: ClassVar[bool] = (
-        False  # F_l of shape (n_l, n_L) from the top, not B from layer to layer
-    )
+    direct: ClassVar[bool] = False  # F_l of shape (n_l, n_L), from the top
     draws: ClassVar[bool] = False  # whether random matrices are drawn
     learns: ClassVar[bool] = False  # whether they take the gradient of the weight they stand for
     default_init: ClassVar[str] = "uniform"
@@ -504,8 +503,11 @@ class Rule(nn.Module):
         cls.label, cls.colour, cls.law = label or cls.__name__, colour, law
         if cls.__doc__ and "Args:" not in cls.__doc__:
             cls.__doc__ = cls.__doc__.rstrip() + _ARGS
-        own = [p for k, p in inspect.signature(cls.__init__).parameters.items() if k != "self"]
-        cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+        own = {k: p for k, p in inspect.signature(cls.__init__).parameters.items() if k != "self"}
+        if own.pop("options", None):  # passed on: help shows the names
+            rest = inspect.signature(Rule.__init__).parameters
+            own |= {k: p for k, p in rest.items() if k != "self" and k not in own}
+        cls.__signature__ = inspect.Signature([*own.values()])  # type: ignore[attr-defined]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Rule:
         """Say what to write where a generator or a seed is given as other libraries take it."""
@@ -708,9 +710,8 @@ class Rule(nn.Module):
         reduction: str,
         *,
         updating: bool,
-        quiet: bool = False,
     ) -> tuple[Tensor, Iterator[Signal]]:
-        """Loss and signals; ``quiet`` walks as an update does and leaves everything as it is."""
+        """Loss and signals; unless ``updating``, everything stays as it is."""
         self._path.check_unchanged()
         top: Any = self._path.top
         weight = top.weight
@@ -723,7 +724,7 @@ class Rule(nn.Module):
                 )
         if x.shape[:1] == (0,):
             raise ValueError(f"x: the batch holds no samples; got {tuple(x.shape)}")
-        if updating and not quiet:
+        if updating:
             self.refresh()
             output, tape = self._path.forward(x)
         else:
@@ -766,9 +767,10 @@ class Rule(nn.Module):
     def _updates(
         self, x: Tensor, target: Tensor, loss: Loss, reduction: str
     ) -> tuple[Tensor, Iterator[tuple[Signal, str, nn.Parameter, nn.Parameter | None]]]:
-        """Loss, and every parameter that learns with its signal and the feedback that follows it."""
+        """Loss, and every parameter that learns: its signal, name, and feedback that follows it."""
         value, signals = self._start(x, target, loss, reduction, updating=True)
-        names = dict(zip(self.layers[1:], self.layers[:-1], strict=True)) if self.learns else {}
+        below = zip(self.layers[1:], self.layers[:-1], strict=True)
+        names = dict(below) if self.learns else {}
 
         def each() -> Iterator[tuple[Signal, str, nn.Parameter, nn.Parameter | None]]:
             for s in signals:
@@ -876,12 +878,12 @@ class Rule(nn.Module):
     ) -> dict[str, Tensor]:
         """Return what :meth:`backward` would write into the network, by name, bottom to top.
 
-        Nothing is written; ``.grad``, running statistics and random states stay as they are.
+        Zero where nothing arrives, and where it would write None. Nothing is written: ``.grad``,
+        running statistics and random states stay as they are.
         """
-        _, signals = self._start(x, target, loss, reduction, updating=True, quiet=True)
         found = {
             id(parameter): s.gradient(key)
-            for s in signals
+            for s in self.trace(x, target, loss=loss, reduction=reduction)
             for key, parameter in s.module.named_parameters()
             if parameter.requires_grad
         }

@@ -367,8 +367,8 @@ def test_network_overlap_is_the_mean_cosine_of_all_parameters():
 
 def fingerprint(rule):
     tensors = [*rule.net.parameters(), *rule.net.buffers(), *rule.buffers()]
-    generator = [rule.get_extra_state()] if isinstance(rule, BRSF) else []
-    grads = [p.grad for p in rule.net.parameters()]
+    generator = [rule.get_extra_state()["generator"]] if isinstance(rule, BRSF) else []
+    grads = [p.grad for p in rule.net.parameters() if p.grad is not None]
     return [t.clone() for t in (*tensors, *generator, *grads, torch.get_rng_state())]
 
 

@@ -1,0 +1,177 @@
+"""The walk through a stack: what it refuses, what it notices, what it leaves alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fabook.networks import mlp
+from fabook.rules import BP, FA, RULES, UnsupportedModule
+from fabook.streams import stream
+
+L, S = nn.Linear, nn.Sequential
+
+
+def network(dtype=torch.float64):
+    return mlp([5, 4, 6, 3], generator=stream(0, "w"), dtype=dtype)
+
+
+def batch(dtype=torch.float64):
+    g = stream(0, "data")
+    return torch.randn(7, 5, generator=g, dtype=dtype), torch.randint(3, (7,), generator=g)
+
+
+def replaced(net):
+    net[2] = L(4, 6).double()
+
+
+def appended(net):
+    net.append(nn.Tanh())
+
+
+def new_parameter(net):
+    net[0].weight = nn.Parameter(net[0].weight.detach().clone())
+
+
+def no_bias(net):
+    net[0].bias = None
+
+
+def hooked(net):
+    net[1].register_forward_hook(lambda *_: None)
+
+
+def hooked_container(net):
+    net.register_forward_pre_hook(lambda *_: None)
+
+
+def parametrised(net):
+    nn.utils.parametrizations.weight_norm(net[2])
+
+
+def own_forward(net):
+    net[1].forward = torch.relu
+
+
+CHANGES = [
+    replaced, appended, new_parameter, no_bias, hooked, hooked_container, parametrised, own_forward,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ["backward", "gradients", "signals", "sgd_step"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_network_is_noticed(change, act):
+    net = network()
+    rule = FA(net, generator=stream(0, "f"))
+    x, y = batch()
+    rule.backward(x, y)
+    change(net)
+    with pytest.raises(RuntimeError, match=r"changed after the rule.*make the rule again"):
+        rule.sgd_step(x, y, 0.1) if act == "sgd_step" else list(getattr(rule, act)(x, y))
+
+
+def test_values_modes_and_settings_may_change():
+    net = network().insert(1, nn.Dropout(0.5))
+    net = nn.Sequential(*net) if not isinstance(net, nn.Sequential) else net
+    rule = FA(net, generator=stream(0, "f"))
+    x, y = batch()
+    net.eval()
+    net[0].weight.requires_grad_(False)
+    with torch.no_grad():
+        net[3].weight.mul_(2)
+    rule.to(torch.float32)
+    copy.deepcopy(rule).to(torch.float64).backward(x, y)
+    rule.backward(x.float(), y)
+    assert net[0].weight.grad is None
+
+
+def changing():
+    return S(
+        L(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), L(6, 6), nn.BatchNorm1d(6), L(6, 3)
+    ).double()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_measuring_writes_nothing(rule):
+    net = changing()
+    bound = RULES[rule](net, generator=stream(0, "f"))
+    x, y = batch()
+    bound.backward(x, y)
+
+    def everything():
+        grads = [p.grad for p in net.parameters() if p.grad is not None]
+        tensors = [*net.parameters(), *net.buffers(), *grads, *bound.feedback.values()]
+        return [t.detach().clone() for t in (*tensors, torch.get_rng_state())]
+
+    before, owners = everything(), [id(b) for b in net.buffers()]
+    bound.gradients(x, y)
+    list(bound.signals(x, y))
+    list(bound.trace(x, y))
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
+    assert owners == [id(b) for b in net.buffers()]
+
+
+def test_gradients_are_what_backward_writes_with_noise():
+    net = changing()
+    rule = BP(net)
+    x, y = batch()
+    torch.manual_seed(3)
+    measured = rule.gradients(x, y)
+    torch.manual_seed(3)
+    rule.backward(x, y)
+    for key, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, measured[key], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_types_that_are_not_computed_with_are_named(dtype):
+    with pytest.raises(
+        UnsupportedModule, match=rf"'0' \(Linear\) has a weight of {dtype}; allowed"
+    ):
+        BP(network().to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_every_allowed_type_is_right_to_its_precision(dtype):
+    net = network().to(dtype)
+    x, y = batch(dtype)
+    exact = copy.deepcopy(net).double()
+    want = BP(exact).gradients(x.double(), y)
+    value = BP(net).backward(x, y)
+    assert value.dtype == dtype
+    for key, p in net.named_parameters():
+        worst = (p.grad.double() - want[key]).abs().max() / want[key].abs().max()
+        assert worst < 40 * torch.finfo(dtype).eps, (key, float(worst))
+
+
+def test_a_class_with_its_own_forward_is_told_what_to_write():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = L(5, 4), L(4, 3)
+
+        def forward(self, x):
+            return self.two(self.one(x))
+
+    with pytest.raises(
+        UnsupportedModule, match=r"forward of its own.*torch\.nn\.Sequential\(\*net\.children\(\)\)"
+    ):
+        FA(Net(), generator=stream(0, "f"))
+
+
+def test_pull_is_for_send():
+    rule = FA(network(), generator=stream(0, "f"))
+    with pytest.raises(RuntimeError, match="from within send"):
+        rule.pull(rule.matrix("0"), torch.ones(7, 6))
+
+
+def test_a_strided_bias_is_read_as_it_is():
+    """Large enough that a product of its own once read it wrongly."""
+    net = mlp([784, 512, 10], generator=stream(0, "w"), dtype=torch.float32)
+    g = stream(0, "bias")
+    net[0].bias = nn.Parameter(torch.randn(1024, generator=g)[::2])
+    x = torch.randn(128, 784, generator=g)
+    y = torch.randint(10, (128,), generator=g)
+    want = nn.functional.cross_entropy(net(x), y).detach()
+    torch.testing.assert_close(BP(net).backward(x, y), want)
