@@ -100,6 +100,13 @@ CLOSED: dict[type, Local] = {
     nn.Flatten: (lambda m, x: (m(x), x.shape), lambda m, g, shape: g.reshape(shape)),
 }
 
+# the same outputs, written over the input: these save what they give and not what they take
+_OVER: dict[type, Callable[[Tensor], Tensor]] = {
+    nn.Tanh: torch.tanh_,
+    nn.ReLU: torch.relu_,
+    nn.Sigmoid: torch.sigmoid_,
+}
+
 
 class _ByAutograd:
     """A module's output with the small graph that its own vector-Jacobian product needs."""
@@ -339,7 +346,14 @@ class Stack:
     def forward(self, x: Tensor) -> tuple[Tensor, Tape]:
         """Output, and for each module what its way down needs: nothing else is kept."""
         tape: Tape = []
+        fresh = False  # whether x is a weight layer's output, which nothing else reads
         for _, module, is_weight_layer, closed in self._plan:
+            if fresh and type(module) in _OVER:
+                x = _OVER[type(module)](x)
+                tape.append((None, x))
+                fresh = False
+                continue
+            fresh = is_weight_layer
             if is_weight_layer:
                 if isinstance(module, nn.Conv2d) and x.ndim != 4:
                     raise ValueError(
@@ -507,7 +521,7 @@ class Rule(nn.Module):
         if own.pop("options", None):  # passed on: help shows the names
             rest = inspect.signature(Rule.__init__).parameters
             own |= {k: p for k, p in rest.items() if k != "self" and k not in own}
-        cls.__signature__ = inspect.Signature([*own.values()])  # type: ignore[attr-defined]
+        setattr(cls, "__signature__", inspect.Signature([*own.values()]))  # noqa: B010
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Rule:
         """Say what to write where a generator or a seed is given as other libraries take it."""
@@ -821,9 +835,8 @@ class Rule(nn.Module):
 
     def _note_versions(self) -> None:
         if self.learns:
-            held = self._parameters
             self._steps = {
-                name: (layer.weight._version, held[_key(name)]._version)  # type: ignore[union-attr]
+                name: (layer.weight._version, self.get_parameter(_key(name))._version)
                 for name, layer in self.above.items()
                 if layer.weight.requires_grad
             }
@@ -832,7 +845,7 @@ class Rule(nn.Module):
         """An optimizer that steps W and not B would make another rule of this one."""
         for name, (weight, own) in self._steps.items():
             moved = self.above[name].weight._version != weight
-            if moved and self._parameters[_key(name)]._version == own:  # type: ignore[union-attr]
+            if moved and self.get_parameter(_key(name))._version == own:
                 raise RuntimeError(
                     f"the weight above layer {name!r} was stepped and its feedback was not: give "
                     "the optimizer rule.parameters(), which holds both"

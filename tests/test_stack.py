@@ -124,12 +124,12 @@ def test_gradients_are_what_backward_writes_with_noise():
         torch.testing.assert_close(p.grad, measured[key], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_types_that_are_not_computed_with_are_named(dtype):
-    with pytest.raises(
-        UnsupportedModule, match=rf"'0' \(Linear\) has a weight of {dtype}; allowed"
-    ):
-        BP(network().to(dtype))
+    net = network().to(dtype)
+    with pytest.raises(UnsupportedModule, match=rf"\(Linear\) has a weight of {dtype}; allowed"):
+        BP(net)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
