@@ -367,7 +367,8 @@ def dominant_start(rule: FA, factor: float = 1.2) -> None:
         >>> bool((conserved(rule)["0"] < 0).all())
         True
     """
-    if not isinstance(rule, FA) or not all(isinstance(m, nn.Linear) for m in rule.above.values()):
+    linear = all(isinstance(rule.net.get_submodule(n), nn.Linear) for n in rule.layers)
+    if not isinstance(rule, FA) or not linear:
         raise ValueError(f"a dominant start is for FA on Linear layers; got {rule}")
     if factor < 1:
         raise ValueError(f"factor must be at least 1; got {factor}")
