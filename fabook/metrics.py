@@ -8,15 +8,16 @@ buffers, the rule's feedback and every random state as they were.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from .losses import Loss
 from .networks import choose
-from .rules import BP, DFA, Loss, Rule
+from .rules import BP
+from .stack import Rule
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,6 @@ def _direction(a: Tensor, dim: int) -> Tensor:
     return a / torch.linalg.vector_norm(a, dim=dim, keepdim=True)
 
 
-@contextmanager
-def unchanged(module: nn.Module) -> Iterator[None]:
-    """Restore buffers (running statistics) and the random state afterwards.
-
-    Args:
-        module: a network, or a rule with its network.
-    """
-    modules = [module, module.net] if isinstance(module, Rule) else [module]
-    kept = [(b, b.clone()) for m in modules for b in m.buffers()]
-    cuda = {p.device.index for m in modules for p in m.parameters() if p.is_cuda}
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)
-
-
 def gradient_alignment(
     rule: Rule,
     x: Tensor,
@@ -123,7 +105,7 @@ def gradient_alignment(
     ours, true = _weight_gradients(rule, x, target, loss, reduction)
     hidden = rule.layers[:-1]
     layers = {name: float(cosine(ours[name], true[name])) for name in hidden}
-    total = _cosine_of_all([(ours[name], true[name]) for name in hidden])
+    total = cosine_of_all([(ours[name], true[name]) for name in hidden])
     zero = {n: int(not (ours[n].any() and true[n].any())) for n in hidden}
     return Alignment(layers, total, zero)
 
@@ -145,7 +127,7 @@ def network_alignment(
         rule, x, target, loss, reduction: as in :func:`gradient_alignment`.
     """
     ours, true = _weight_gradients(rule, x, target, loss, reduction)
-    return _cosine_of_all([(ours[name], true[name]) for name in rule.layers])
+    return cosine_of_all([(ours[name], true[name]) for name in rule.layers])
 
 
 @torch.no_grad()
@@ -155,13 +137,13 @@ def _weight_gradients(
     """The rule's and the true gradient of each weight matrix, frozen ones included."""
     found = []
     for each in (rule, BP(rule.net)):
-        with unchanged(rule):
-            signals = each.trace(x, target, loss=loss, reduction=reduction)
-            found.append({s.name: s.gradient("weight") for s in signals if s.is_weight_layer})
+        signals = each.trace(x, target, loss=loss, reduction=reduction)
+        found.append({s.name: s.gradient("weight") for s in signals if s.is_weight_layer})
     return found[0], found[1]
 
 
-def _cosine_of_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+def cosine_of_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Cosine of the first tensors of all pairs, concatenated, with the second; NaN of none."""
     if not pairs:
         return float("nan")
     a = torch.cat([a.flatten() for a, _ in pairs])
@@ -198,11 +180,8 @@ def gradient_alignment_per_sample(
         ValueError: unknown ``at``.
     """
     choose("at", at, ("preactivation", "activation"))
-    signals: list[dict[str, Tensor]] = []
-    for each in (rule, BP(rule.net)):
-        with unchanged(rule):
-            signals.append(_hidden_signals(each, x, target, loss, at))
-    ours, true = signals
+    ours = _hidden_signals(rule, x, target, loss, at)
+    true = _hidden_signals(BP(rule.net), x, target, loss, at)
     per_sample = {name: cosine(ours[name], true[name], dim=1) for name in ours}
     if not ours:
         return Alignment({}, float("nan"))
@@ -256,7 +235,7 @@ def weight_alignment(rule: Rule) -> Alignment:
     pairs = _matrix_pairs(rule)
     return Alignment(
         {name: float(cosine(w, b)) for name, (w, b) in pairs.items()},
-        _cosine_of_all(list(pairs.values())),
+        cosine_of_all(list(pairs.values())),
         {name: int(not (w.any() and b.any())) for name, (w, b) in pairs.items()},
     )
 
@@ -265,7 +244,7 @@ def _matrix_pairs(rule: Rule) -> dict[str, tuple[Tensor, Tensor]]:
     owners = rule.layers[1:]
     weights = [rule.net.get_parameter(f"{name}.weight").detach() for name in owners]
     feedback = list(rule.feedback.values())
-    if isinstance(rule, DFA):
+    if rule.direct:
         targets = [upper @ lower.t() for lower, upper in itertools.pairwise(feedback)]
         targets.append(feedback[-1].t())
     else:

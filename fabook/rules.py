@@ -39,7 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class BP(Rule, label="BP", colour="#000000", law="weight"):
+class BP(Rule, label="BP", colour="#000000", law="weight", linear=True):
     r"""Backpropagation, :math:`W_{l+1}^T \delta_{l+1}`.
 
     References: Rumelhart, Hinton & Williams (1986), Nature 323, 533-536.
@@ -62,7 +62,7 @@ class BP(Rule, label="BP", colour="#000000", law="weight"):
         return {}
 
 
-class FA(Rule, label="FA", colour="#0062D0", law="product"):
+class FA(Rule, label="FA", colour="#0062D0", law="product", fixed=True):
     r"""Feedback alignment, :math:`B_{l+1}^T \delta_{l+1}` with fixed random :math:`B_{l+1}`.
 
     ``feedback[l]`` has the shape of the weight above layer l, which it replaces.
@@ -87,6 +87,7 @@ class FA(Rule, label="FA", colour="#0062D0", law="product"):
             raise ValueError(f"redraw_every must be at least 1; got {redraw_every}")
         super().__init__(net, **options)
         self._every, self._done = redraw_every, 0
+        self.fixed = type(self).fixed and redraw_every is None
         self._own = _own(options.get("generator")) if redraw_every else None
 
     def matrix(self, layer: str) -> Tensor:
@@ -110,7 +111,7 @@ class FA(Rule, label="FA", colour="#0062D0", law="product"):
             self._own.set_state(state["generator"].cpu())
 
 
-class USF(Rule, label="uSF", colour="#00AA64", law="product"):
+class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
     r"""Uniform sign-concordant feedback, :math:`B = s\,\mathrm{sign}(W)`.
 
     :math:`s = \sqrt{2/(\text{fan-in} + \text{fan-out})}` times ``scale``, the root mean square of
@@ -126,7 +127,7 @@ class USF(Rule, label="uSF", colour="#00AA64", law="product"):
         return weight.sign().mul_(s * self._scale)
 
 
-class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product"):
+class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
     r"""Fixed random-magnitude sign-concordant feedback, :math:`B = |R| \circ \mathrm{sign}(W)`.
 
     R is drawn once, Xavier-uniform by default.
@@ -141,7 +142,7 @@ class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product"):
         return self.weight(layer).sign().mul_(self.drawn(layer).abs())
 
 
-class BRSF(FRSF, label="brSF", colour="#CD8A00"):
+class BRSF(FRSF, label="brSF", colour="#CD8A00", linear=True):
     r"""Batch-wise random-magnitude sign-concordant feedback: R is drawn anew for every update.
 
     Measuring uses the last R and draws nothing. The rule's own generator, seeded from
@@ -173,7 +174,7 @@ class BRSF(FRSF, label="brSF", colour="#CD8A00"):
             self._own.manual_seed(_seed(state["generator"]))
 
 
-class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback"):
+class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback", linear=True):
     r"""Kolen-Pollack learning: B gets the gradient of the weight in whose place it stands.
 
     B is a parameter of the rule. Given to the optimizer with the weights, as
@@ -190,7 +191,7 @@ class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback"):
         return self.drawn(layer)
 
 
-class DFA(Rule, label="DFA", colour="#C0392B", law="product"):
+class DFA(Rule, label="DFA", colour="#C0392B", law="product", fixed=True):
     r"""Direct feedback alignment, :math:`F_l e` with fixed random :math:`F_l` of shape (n_l, n_L).
 
     References: Nøkland (2016), https://arxiv.org/abs/1609.01596
@@ -227,8 +228,11 @@ class DRTP(DFA, label="DRTP", colour="#4A2400"):
         return target_error(error, target, loss, reduction)
 
 
-class Shallow(Rule, label="Shallow", colour="#81818D"):
+class Shallow(Rule, label="Shallow", colour="#81818D", fixed=True):
     """Only the read-out learns: nothing arrives below (the reference every rule must beat)."""
+
+    def matrix(self, layer: str) -> Tensor:
+        return torch.zeros_like(self.weight(layer))
 
     def send(self, layer: str, delta: Tensor, top: Tensor) -> None:
         return None

@@ -23,6 +23,7 @@ from torch import Generator, Tensor, nn
 from .losses import Loss, output_error
 from .networks import INITS, Erf, Scale, choose, draw
 
+LAWS = ("weight", "feedback", "product")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _HOW = "generator=torch.Generator().manual_seed(0)"
 _aten = torch.ops.aten
@@ -472,8 +473,10 @@ class Rule(nn.Module):
     """A feedback rule bound to a network: a module that holds the network and the feedback.
 
     A rule of your own is a subclass with a formula: :meth:`matrix`, what stands in W's place on the
-    way down, or :meth:`send`, the whole signal. What it is called and what it conserves are
-    declared by its own class and never inherited::
+    way down, or :meth:`send`, the whole signal. What it is called and what theory may take for
+    granted are declared by its own class and never inherited: ``law``, what alignment conserves;
+    ``linear``, the signal is the output error through ``matrix`` alone; ``fixed``, besides, these
+    matrices stay::
 
         class Signed(fabook.FA, label="signed", colour="#AA3377"):
             def send(self, layer, delta, top):
@@ -498,7 +501,9 @@ class Rule(nn.Module):
 
     label: ClassVar[str] = "Rule"
     colour: ClassVar[str] = "#777777"
-    law: ClassVar[str | None] = None  # partner in the conservation law: weight, feedback, product
+    law: ClassVar[str | None] = None  # partner in the conservation law, one of LAWS
+    linear: bool = False  # whether what arrives is the error at the top through `matrix` alone
+    fixed: bool = False  # whether, besides, the matrices stay what they are
     direct: ClassVar[bool] = False  # F_l of shape (n_l, n_L), from the top
     draws: ClassVar[bool] = False  # whether random matrices are drawn
     learns: ClassVar[bool] = False  # whether they take the gradient of the weight they stand for
@@ -511,10 +516,14 @@ class Rule(nn.Module):
         label: str | None = None,
         colour: str = "#777777",
         law: str | None = None,
+        linear: bool = False,
+        fixed: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
-        cls.label, cls.colour, cls.law = label or cls.__name__, colour, law
+        cls.law = law if law is None else choose("law", law, LAWS)
+        cls.label, cls.colour = label or cls.__name__, colour
+        cls.linear, cls.fixed = linear or fixed, fixed
         if cls.__doc__ and "Args:" not in cls.__doc__:
             cls.__doc__ = cls.__doc__.rstrip() + _ARGS
         own = {k: p for k, p in inspect.signature(cls.__init__).parameters.items() if k != "self"}

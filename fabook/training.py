@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from .metrics import Alignment, unchanged
+from .losses import Loss
+from .metrics import Alignment
 from .networks import choose
-from .rules import Loss, Rule
+from .stack import Rule, measuring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,7 +140,7 @@ def train(
         steps: number of updates.
         batch_size: samples of an update; None for all of them.
         lr: learning rate of plain gradient descent.
-        optimizer: a torch optimizer over ``rule.net.parameters()`` instead of ``lr``.
+        optimizer: a torch optimizer over ``rule.parameters()`` instead of ``lr``.
         loss: see :func:`fabook.rules.output_error`.
         reduction: ``mean`` or ``sum`` over a batch.
         generator: CPU generator of the order; needed when ``batch_size`` is smaller than n.
@@ -375,7 +376,7 @@ def _check_step(rule: Rule, lr: float | None, optimizer: torch.optim.Optimizer |
     if strange:
         raise ValueError(
             f"{len(strange)} of the optimizer's {len(given)} parameters are not in rule.net, the "
-            f"first of shape {strange[0]}: make it of rule.net.parameters()"
+            f"first of shape {strange[0]}: make it of rule.parameters()"
         )
     if not any(id(p) in learning for p in given):
         raise ValueError("the optimizer holds no parameter of rule.net that requires a gradient")
@@ -414,7 +415,7 @@ def accuracy(
         raise ValueError(f"batch_size must be positive; got {batch_size}")
     modes = [(module, module.training) for module in net.modules()]
     hits = labelled = 0
-    with unchanged(net):
+    with measuring(net):
         try:
             net.eval()
             for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):

@@ -26,9 +26,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from ..metrics import _cosine_of_all, cosine, unchanged
+from ..losses import Loss
+from ..metrics import cosine, cosine_of_all
 from ..networks import ACTIVATIONS, Scale, linear_net
-from ..rules import BP, DFA, DRTP, FA, FRSF, USF, KolenPollack, Loss, Rule, Shallow
+from ..rules import BP
+from ..stack import Rule
 from ..training import History, Probe, train
 
 Array = NDArray[np.float64]
@@ -38,8 +40,7 @@ _ELEMENTWISE: tuple[type, ...] = (Scale, *(type(make()) for make in ACTIVATIONS.
 
 def _stack(rule: Rule) -> list[tuple[str, nn.Module]]:
     """The network's modules in order; refuses what couples samples or units."""
-    known = isinstance(rule, BP | FA | DFA | USF | FRSF | KolenPollack | Shallow)
-    if not known or isinstance(rule, DRTP):
+    if not rule.linear:
         raise ValueError(f"{type(rule).__name__} sends no linear image of the output error")
     for name, module in rule.modules_in_order:
         if not isinstance(module, (nn.Linear, *_ELEMENTWISE)):
@@ -58,9 +59,7 @@ def _carrier(rule: Rule) -> Callable[..., Tensor]:
     """
     stack, top = _stack(rule), rule.layers[-1]
     below = dict(zip(rule.layers[1:], rule.layers[:-1], strict=True))
-    feedback = dict(rule.feedback)
-    if isinstance(rule, BP):
-        feedback = {name: rule.above[name].weight.detach() for name in rule.layers[:-1]}
+    feedback = {name: rule.matrix(name) for name in rule.above}
 
     def output(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         h, sent = x, None
@@ -73,10 +72,10 @@ def _carrier(rule: Rule) -> Callable[..., Tensor]:
             }
             still = h.detach()
             moving, h = h - still, functional_call(module, own, (still,))
-            if name not in below or below[name] not in feedback:
-                continue  # the first layer, and every layer of a rule without feedback
+            if name not in below:
+                continue
             matrix = feedback[below[name]]
-            if not isinstance(rule, DFA):
+            if not rule.direct:
                 h = h + moving @ matrix.t()
             else:  # F_l e jumps to the top, where the error is formed
                 jump = moving @ matrix
@@ -95,8 +94,8 @@ def jacobian(rule: Rule, x: Tensor) -> Tensor:
     ``net.parameters()``, frozen ones included.
 
     Args:
-        rule: BP, Shallow, a rule that transports through matrices, or DFA, on a stack of
-            ``nn.Linear`` and elementwise activations.
+        rule: one that declares itself ``linear`` (all but DRTP), on a stack of ``nn.Linear`` and
+            elementwise activations.
         x: (N, d) inputs.
 
     Returns:
@@ -357,8 +356,7 @@ def first_order(
     """
     both = []
     for each in (rule, BP(rule.net)):
-        with unchanged(rule):
-            both.append(each.gradients(x, target, loss=loss, reduction=reduction))
+        both.append(each.gradients(x, target, loss=loss, reduction=reduction))
     ours, true = both
     descent: dict[str, float] = {}
     for name, update in ours.items():
@@ -369,7 +367,7 @@ def first_order(
     return FirstOrder(
         descent,
         {layer: float(cosine(ours[name], true[name])) for layer, name in weights.items()},
-        _cosine_of_all([(ours[name], true[name]) for name in weights.values()]),
+        cosine_of_all([(ours[name], true[name]) for name in weights.values()]),
     )
 
 

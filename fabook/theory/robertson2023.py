@@ -31,13 +31,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ..networks import choose
-from ..rules import BP, BRSF, DFA, DRTP, FA, FRSF, USF, KolenPollack, Rule
+from ..networks import Scale, choose
+from ..stack import Rule
 
 # --- the laws ------------------------------------------------------------------------------------
 
 
-def conserved(rule: Rule) -> dict[str, Tensor]:
+def conserved(rule: Rule, *, control: bool = False) -> dict[str, Tensor]:
     r"""What gradient flow under a rule conserves, for each neuron of each hidden layer.
 
     .. math:: C_{l,j} = \tfrac12 \|W_l[j,:]\|^2 + \tfrac12 b_{l,j}^2 - P_{l,j},
@@ -54,13 +54,15 @@ def conserved(rule: Rule) -> dict[str, Tensor]:
     Flatten follows, a channel owns all the columns above that read it.
 
     Args:
-        rule: BP, FA, DFA, uSF, frSF or Kolen-Pollack on a network of adjacent weight layers.
+        rule: one whose class declares a ``law``: BP, FA, DFA, uSF, frSF and Kolen-Pollack do.
+        control: give the same quantities where the network has no law, to see them drift.
 
     Returns:
         float64 vectors (n_l) by layer name.
 
     Raises:
-        ValueError: for rules without a law, and where two layers do not share their units.
+        ValueError: for rules without a law; where two layers do not share their units; for a module
+            between them that is not positively homogeneous, and for weights that are frozen.
 
     Example:
         >>> from fabook import mlp, FA
@@ -69,7 +71,7 @@ def conserved(rule: Rule) -> dict[str, Tensor]:
         >>> conserved(rule)["0"].shape
         torch.Size([3])
     """
-    return {law.name: law.norm() - law.partner() for law in laws(rule)}
+    return {law.name: law.norm() - law.partner() for law in laws(rule, control=control)}
 
 
 def conserved_normalised(rule: Rule) -> dict[str, Tensor]:
@@ -136,24 +138,34 @@ class Law:
         return terms[self.kind].sum(1)
 
 
-def laws(rule: Rule, *, normalised: bool = False, biases: bool = True) -> list[Law]:
+def laws(
+    rule: Rule, *, normalised: bool = False, biases: bool = True, control: bool = False
+) -> list[Law]:
     """The laws behind :func:`conserved` and :func:`conserved_normalised`, bottom to top.
 
     Args:
         rule: as there.
         normalised: the laws of networks with normalisation.
         biases: whether biases count into the norm; without them, no law holds where they learn.
+        control: as there.
 
     Raises:
         ValueError: as there.
     """
-    kind = _kind(rule)
-    names = rule.layers[-2:-1] if isinstance(rule, DFA) else rule.layers[:-1]
+    kind = rule.law
+    if kind is None:
+        raise ValueError(
+            f"no conservation law is known for {type(rule).__name__}: a rule declares its own, as "
+            'in class Mine(fabook.FA, law="product")'
+        )
+    names = rule.layers[-2:-1] if rule.direct else rule.layers[:-1]
     modules = dict(rule.net.named_modules())
     found = []
     for name in names:
         layer: Any = modules[name]
         _outgoing(rule, name, len(layer.weight))  # refuses layers that do not share their units
+        if not control:
+            _check_between(rule, name, normalised)
         pair = partial(_outgoing, rule, name, len(layer.weight))
         if not normalised:
             found.append(Law(name, partial(_by_neuron, layer, biases=biases), pair, kind))
@@ -179,7 +191,7 @@ def _outgoing(rule: Rule, name: str, units: int) -> tuple[Tensor, Tensor]:
     above = rule.above[name]
     w = above.weight.detach().double()
     b = rule.feedback.get(name, w).double()
-    b = b.t() if isinstance(rule, DFA) else b
+    b = b.t() if rule.direct else b
     inputs = w.shape[1]
     flattened = isinstance(above, nn.Linear) and inputs % units == 0
     if not flattened and inputs != units:
@@ -191,29 +203,57 @@ def _outgoing(rule: Rule, name: str, units: int) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+# h = phi(z) with phi(z) = phi'(z) z in every neuron by itself: what lets the sum over a neuron's
+# signals times its outputs pass from one layer to the next
+_HOMOGENEOUS = (
+    nn.Identity, Scale, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Dropout, nn.Dropout2d,
+)  # fmt: skip
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+
+
+def _between(rule: Rule, name: str) -> list[tuple[str, nn.Module]]:
+    """Modules between a hidden layer and the next weight layer."""
+    stack = [n for n, _ in rule.modules_in_order]
+    above = rule.layers[rule.layers.index(name) + 1]
+    return rule.modules_in_order[stack.index(name) + 1 : stack.index(above)]
+
+
+def _check_between(rule: Rule, name: str, normalised: bool) -> None:
+    """Refuse what breaks the law of a hidden layer; the message names the module."""
+    layer: Any = rule.net.get_submodule(name)
+    above = rule.above[name]
+    image, flat = isinstance(layer, nn.Conv2d), False
+    between = _between(rule, name)
+    if normalised and between and isinstance(between[0][1], _NORMS):
+        between = between[1:]
+    for other, module in between:
+        flatten = type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+        flat |= flatten
+        pool = image and not flat and type(module) in _POOLS
+        if not (type(module) in _HOMOGENEOUS or flatten or pool):
+            raise ValueError(
+                f"no law holds for layer {name!r}: module {other!r} ({type(module).__name__}) is "
+                "not positively homogeneous in each unit by itself, as ReLU, leaky ReLU and no "
+                "activation are"
+            )
+    wide = not image and len(layer.weight) != above.weight.shape[1]
+    if isinstance(above, nn.Linear) == (image and not flat) or wide:
+        raise ValueError(f"layers {name!r} and the next do not share their units")
+    owned = [*((f"{name}.{k}", p) for k, p in layer.named_parameters()), ("", above.weight)]
+    frozen = [key or "the weight above" for key, p in owned if not p.requires_grad]
+    if frozen:
+        raise ValueError(f"no law holds for layer {name!r}: {frozen[0]} does not learn")
+
+
 def _normalisation(rule: Rule, name: str) -> nn.Module:
     """The BatchNorm or LayerNorm that follows a hidden layer."""
-    stack = [n for n, _ in rule.modules_in_order]
-    after = rule.modules_in_order[
-        stack.index(name) + 1 : stack.index(rule.layers[rule.layers.index(name) + 1])
-    ]
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
-    norms = [m for _, m in after if isinstance(m, kinds) and m.weight is not None]
+    norms = [m for _, m in _between(rule, name) if isinstance(m, _NORMS) and m.weight is not None]
     if len(norms) != 1 or len(norms[0].weight.shape) != 1:
         raise ValueError(
             f"layer {name!r} needs one BatchNorm or LayerNorm with scale above it; got {len(norms)}"
         )
     return norms[0]
-
-
-def _kind(rule: Rule) -> str:
-    lawful = isinstance(rule, BP | FA | DFA | USF | FRSF | KolenPollack)
-    if not lawful or isinstance(rule, BRSF | DRTP):
-        raise ValueError(f"no conservation law is known for {type(rule).__name__}")
-    if isinstance(rule, BP):
-        return "weight"
-    # FA, DFA; for B = |R| sign(W) the product is |R||W|
-    return "feedback" if isinstance(rule, KolenPollack) else "product"
 
 
 # --- finite steps, and starts --------------------------------------------------------------------
@@ -233,6 +273,7 @@ class Ledger:
         rule: as in :func:`conserved`; the law is exact for its ``sgd_step``.
         normalised: follow the laws of networks with normalisation instead.
         biases: count biases into the norm; left out, they break the law.
+        control: follow the same quantities where the network has no law, to see it fail.
 
     Raises:
         ValueError: as :func:`conserved`.
@@ -249,8 +290,10 @@ class Ledger:
         True
     """
 
-    def __init__(self, rule: Rule, *, normalised: bool = False, biases: bool = True) -> None:
-        followed = laws(rule, normalised=normalised, biases=biases)
+    def __init__(
+        self, rule: Rule, *, normalised: bool = False, biases: bool = True, control: bool = False
+    ) -> None:
+        followed = laws(rule, normalised=normalised, biases=biases, control=control)
         self.laws = {law.name: law for law in followed}
         self._before = self._state()
         self._start = {n: (law.norm(), law.partner()) for n, law in self.laws.items()}
@@ -340,7 +383,7 @@ def normalise(net: nn.Sequential, kind: str, *, eps: float = 1e-30) -> nn.Sequen
 
 
 @torch.no_grad()
-def dominant_start(rule: FA, factor: float = 1.2) -> None:
+def dominant_start(rule: Rule, factor: float = 1.2) -> None:
     r"""Set the weights above each hidden layer so that alignment can never become negative.
 
     .. math:: W_{l+1}[:, j] = \frac{c\,\|W_l[j, :]\|^2}{2\,\|B_{l+1}[:, j]\|^2}\, B_{l+1}[:, j]
@@ -351,8 +394,9 @@ def dominant_start(rule: FA, factor: float = 1.2) -> None:
     sufficient conditions for alignment in their abstract.
 
     Args:
-        rule: feedback alignment on Linear layers; the first layer keeps its weights, the others
-            are replaced from the bottom to the top.
+        rule: feedback alignment, or another of fixed matrices in the weights' places, on Linear
+            layers; the first layer keeps its weights, the others are replaced from the bottom to
+            the top.
         factor: c, at least 1.
 
     Raises:
@@ -368,7 +412,7 @@ def dominant_start(rule: FA, factor: float = 1.2) -> None:
         True
     """
     linear = all(isinstance(rule.net.get_submodule(n), nn.Linear) for n in rule.layers)
-    if not isinstance(rule, FA) or not linear:
+    if rule.law != "product" or not rule.fixed or rule.direct or not linear:
         raise ValueError(f"a dominant start is for FA on Linear layers; got {rule}")
     if factor < 1:
         raise ValueError(f"factor must be at least 1; got {factor}")

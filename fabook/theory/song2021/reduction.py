@@ -116,7 +116,7 @@ def _parts(rule: FA, x: Tensor, y: Tensor) -> _Parts:
     modules: list[Any] = list(rule.net) if isinstance(rule.net, nn.Sequential) else []
     kinds = [type(m) for m in modules]
     activation = kinds[1] if len(kinds) == 4 else nn.Module
-    is_plain = type(rule).__name__ == "FA" and activation in _LOCAL
+    is_plain = rule.fixed and bool(rule.feedback) and not rule.direct and activation in _LOCAL
     if not is_plain or kinds != [nn.Linear, activation, nn.Linear, Scale]:
         allowed = ", ".join(kind.__name__ for kind in _LOCAL)
         raise ValueError(

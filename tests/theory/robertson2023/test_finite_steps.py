@@ -116,7 +116,7 @@ def test_weights_that_cross_zero_enter_the_law_of_signs():
 def test_the_moved_laws_of_normalisation_are_exact(kind):
     net = normalise(network([5, 6, 3]), kind, eps=1e-30)
     bound = FA(net, generator=stream(0, "f"))
-    moved, naive = Ledger(bound, normalised=True), Ledger(bound)
+    moved, naive = Ledger(bound, normalised=True), Ledger(bound, control=True)
     assert list(moved.drift()) == list(conserved_normalised(bound)) == ["0 weights", "0 scales"]
     for step in range(20):
         bound.sgd_step(*data(step, 8, 5, 3, "cross_entropy"), 0.1)
@@ -168,7 +168,7 @@ def test_biases_left_out_leave_half_their_squares_unexplained():
 def test_what_breaks_the_law_leaves_drift_unexplained(broken):
     net = network([5, 8, 3], activation="tanh" if broken == "tanh" else "relu")
     bound = FA(net, generator=stream(0, "f"))
-    ledger = Ledger(bound)
+    ledger = Ledger(bound, control=broken == "tanh")
     if broken == "Adam":
         optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
     else:

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fabook.networks import convnet, mlp
+from fabook.networks import Scale, convnet, mlp
 from fabook.rules import BP, BRSF, FA, FRSF, RULES, USF, KolenPollack
 from fabook.streams import stream
-from fabook.theory.robertson2023 import conserved, conserved_normalised
+from fabook.theory.chu2023 import jacobian
+from fabook.theory.robertson2023 import Ledger, conserved, conserved_normalised
 
 few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
 double = torch.float64
@@ -39,7 +40,7 @@ def make(rule, net, seed=0, **options):
 
 
 def test_conserved_is_its_formula():
-    net = net_of(5, 4, 6, 3)
+    net = net_of(5, 4, 6, 3, activation="relu")
     W1, b1, W2, b2, W3, _ = (p.detach() for p in net.parameters())
     incoming = [(W.square().sum(1) + b.square()) / 2 for W, b in ((W1, b1), (W2, b2))]
     for rule in (FA, FRSF, USF, KolenPollack, BP):
@@ -72,12 +73,14 @@ def change(now, before, layer, bias=True):
     return total
 
 
-def drift(rule, net, *, steps=12, lr=0.2, loss="cross_entropy", batch=7, shape=(5,), **options):
+def drift(
+    rule, net, *, steps=12, lr=0.2, loss="cross_entropy", batch=7, shape=(5,), seed=0, control=False
+):
     """Change of the conserved quantities, and what the discrete identity says of it."""
-    bound = make(rule, net, **options)
-    hidden = list(conserved(bound))
+    bound = make(rule, net, seed)
+    hidden = list(conserved(bound, control=control))
     above = dict(zip(bound.layers, bound.layers[1:]))
-    start = conserved(bound)
+    start = conserved(bound, control=control)
     said = {name: torch.zeros_like(c) for name, c in start.items()}
     for step in range(steps):
         x, y = randn(batch, *shape, seed=step), labels(batch, 3, seed=step)
@@ -90,7 +93,7 @@ def drift(rule, net, *, steps=12, lr=0.2, loss="cross_entropy", batch=7, shape=(
             if rule in ("BP", "KP"):
                 w = now[f"{above[name]}.weight"] - before[f"{above[name]}.weight"]
                 said[name] -= w.square().sum([d for d in range(w.ndim) if d != 1]) / 2
-    return {n: c - start[n] for n, c in conserved(bound).items()}, said
+    return {n: c - start[n] for n, c in conserved(bound, control=control).items()}, said
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
@@ -149,7 +152,10 @@ def test_sign_laws_hold_while_no_weight_crosses_zero(rule):
 
 @pytest.mark.parametrize("rule", ["FA", "BP", "KP"])
 def test_no_law_holds_for_tanh(rule):
-    got, said = drift(rule, net_of(5, 6, 7, 3, activation="tanh"))
+    net = net_of(5, 6, 7, 3, activation="tanh")
+    with pytest.raises(ValueError, match=r"no law holds for layer '0': module '1' \(Tanh\)"):
+        drift(rule, net)
+    got, said = drift(rule, net, control=True)
     assert max(float((c - said[n]).abs().max()) for n, c in got.items()) > 1e-3
 
 
@@ -236,3 +242,97 @@ def test_the_moved_law_needs_normalisation_with_scale(extra):
     net = nn.Sequential(nn.Linear(5, 4), *extra, nn.ReLU(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="layer '0' needs one BatchNorm or LayerNorm"):
         conserved_normalised(make("FA", net))
+
+
+class Signed(FA, label="signed"):
+    def send(self, layer, delta, top):
+        return super().send(layer, delta.sign(), top)
+
+
+class Doubled(FA, label="doubled", law="product"):
+    """Twice the matrix: the law is FA's with 2B in place of B."""
+
+    def matrix(self, layer):
+        return 2 * super().matrix(layer)
+
+
+def test_a_rule_of_ones_own_has_the_law_that_its_class_declares():
+    net = net_of(5, 6, 3, activation="relu")
+    signed = Signed(net, generator=stream(0, "f"))
+    with pytest.raises(ValueError, match="no conservation law is known for Signed"):
+        conserved(signed)
+    with pytest.raises(ValueError, match="Signed sends no linear image"):
+        jacobian(signed, randn(2, 5))
+    bound = Doubled(net, generator=stream(0, "f"))
+    with pytest.raises(ValueError, match="Doubled sends no linear image"):
+        jacobian(bound, randn(2, 5))
+    start, ledger = conserved(bound)["0"], Ledger(bound)
+    for step in range(20):
+        bound.sgd_step(randn(7, 5, seed=step), labels(7, 3, seed=step), 0.1)
+        ledger.enter()
+    assert ledger.residual() < 1e-13
+    own = (net[0].weight.square().sum(1) + net[0].bias.square()) / 2
+    want = own - 2 * (bound.drawn("0") * net[2].weight).sum(0)
+    torch.testing.assert_close(conserved(bound)["0"], want.detach())
+    assert not torch.equal(start, want)
+
+
+def frozen(net, which):
+    net[which[0]].get_parameter(which[1]).requires_grad_(False)
+    return net
+
+
+WITHOUT_A_LAW = {
+    "softplus": (
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.Softplus(), nn.Linear(4, 3)), "Softplus"
+    ),
+    "tanh above": (
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 3)), "Tanh"
+    ),
+    "norm": (
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)),
+        "BatchNorm1d",
+    ),
+    "pool over units": (
+        lambda: nn.Sequential(
+            nn.Linear(5, 4), nn.MaxPool1d(3, 1, padding=1), nn.ReLU(), nn.Linear(4, 3)
+        ),
+        "MaxPool1d",
+    ),
+    "width read as units": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(4, 3)), "do not share"
+    ),
+    "sequence flattened": (
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)),
+        "do not share",
+    ),
+    "frozen below": (lambda: frozen(net_of(5, 4, 3, activation="relu"), (0, "weight")), "0.weight"),
+    "frozen bias": (lambda: frozen(net_of(5, 4, 3, activation="relu"), (0, "bias")), "0.bias"),
+    "frozen above": (
+        lambda: frozen(net_of(5, 4, 3, activation="relu"), (2, "weight")), "the weight above"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WITHOUT_A_LAW)
+def test_networks_without_the_law_are_refused(case):
+    build, why = WITHOUT_A_LAW[case]
+    with pytest.raises(ValueError, match=why):
+        conserved(make("FA", build()))
+
+
+def test_what_keeps_the_size_of_every_unit_keeps_the_law():
+    g = stream(0, "w")
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.PReLU(3), nn.Dropout2d(0.3), nn.AvgPool2d(2), Scale(0.7),
+        nn.Conv2d(3, 4, 2), nn.LeakyReLU(0.2), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(),
+        nn.Linear(4, 3),
+    ).double()  # fmt: skip
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=double) / 2)
+        got, said = drift("FA", net, shape=(1, 8, 8), lr=0.1, steps=5)
+    for name, c in got.items():
+        torch.testing.assert_close(c, said[name], rtol=0, atol=1e-13)
+        assert said[name].abs().max() > 1e-6
