@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 from bookkit import claims
-from bookkit.site import PAPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = re.compile(r"(?s)(<!-- scorecard -->\n).*?(<!-- end of scorecard -->)")
@@ -16,12 +15,13 @@ SECTION = re.compile(r"(?s)(<!-- scorecard -->\n).*?(<!-- end of scorecard -->)"
 
 def scorecard() -> str:
     """Markdown: how many claims of each paper hold, and the ones that do not."""
+    names = claims.papers(ROOT)
     committed = claims.scorecard(ROOT, ROOT / "book" / "results" / "none", presets=("paper",))
     counts = Counter((row["paper"], row["verdict"]) for row in committed)
     verdicts = (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.NOT_RUN)
     lines = [f"| {' | '.join(('chapter', *verdicts))} |", "| --- | --- | --- | --- |"]
     for paper in dict.fromkeys(row["paper"] for row in committed):
-        name = PAPERS.get(paper, paper)
+        name = names[paper]["name"]
         lines.append(f"| {' | '.join([name, *(str(counts[paper, v]) for v in verdicts)])} |")
     missed = [row for row in committed if row["verdict"] == claims.NOT_REPRODUCED]
     if missed:

@@ -40,6 +40,7 @@ SCHEMA = 1
 GLUE_PREFIX = "application/papermill.record/"  # myst-nb stores glued values under this prefix
 _CLAIM_REQUIRED = ("id", "notebook", "paper", "where", "statement", "source", "check")
 _CLAIM_KEYS = (*_CLAIM_REQUIRED, "paper_value", "expected", "tried")
+_PAPER_KEYS = ("id", "name", "sentence")
 _CHECK_REQUIRED = ("quantity", "label", "comparison", "bound")
 _CHECK_KEYS = (*_CHECK_REQUIRED, "preset")
 _NAME = re.compile(r"[a-z0-9_]+/[a-z0-9_]+")
@@ -154,6 +155,18 @@ class Claim:
         return self.expected[preset] if self.checks_in(preset) else NOT_RUN
 
 
+def _read(root: str | Path | None) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    path = Path(root or find_root()) / "book" / "claims.toml"
+    try:
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise ClaimsError(f"{path}: {error}") from error
+
+
 def load(root: str | Path | None = None) -> dict[str, Claim]:
     """All claims of the book by id, validated.
 
@@ -163,16 +176,29 @@ def load(root: str | Path | None = None) -> dict[str, Claim]:
     Raises:
         ClaimsError: naming the entry and the allowed values.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    path = Path(root or find_root()) / "book" / "claims.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ClaimsError(f"{path}: {error}") from error
-    return parse(table)
+    return parse(_read(root))
+
+
+def papers(root: str | Path | None = None) -> dict[str, dict[str, str]]:
+    """What the registry says of each paper, by id in the book's order: its name and its sentence.
+
+    A paper with claims but without an entry of its own goes by its id.
+
+    Raises:
+        ClaimsError: naming the entry and the allowed values.
+    """
+    table = _read(root)
+    found: dict[str, dict[str, str]] = {}
+    for number, entry in enumerate(table.get("paper", []), start=1):
+        where = f"paper {entry.get('id', f'number {number}')!r}"
+        _keys(entry, where, _PAPER_KEYS, _PAPER_KEYS)
+        texts = {key: _text(entry, key, where) for key in _PAPER_KEYS}
+        if texts["id"] in found:
+            raise ClaimsError(f"{where}: the id is used twice")
+        found[texts.pop("id")] = texts
+    for claim in parse(table).values():
+        found.setdefault(claim.paper, {"name": claim.paper, "sentence": ""})
+    return found
 
 
 def parse(table: Mapping[str, Any]) -> dict[str, Claim]:
@@ -181,7 +207,7 @@ def parse(table: Mapping[str, Any]) -> dict[str, Claim]:
     Raises:
         ClaimsError: naming the entry and the allowed values.
     """
-    _keys(table, "claims.toml", ("claim",), ())
+    _keys(table, "claims.toml", ("claim", "paper"), ())
     claims: dict[str, Claim] = {}
     for number, entry in enumerate(table.get("claim", []), start=1):
         claim = _claim(entry, f"claim {entry.get('id', f'number {number}')!r}")

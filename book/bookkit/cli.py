@@ -247,12 +247,12 @@ def _claims(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from bookkit import site
+    from bookkit import build
 
     root, out = _places(arguments)
     try:
-        html = site.build(root, out, preset=arguments.preset, strict=not arguments.lenient)
-    except site.SiteError as error:
+        html = build.build(root, out, preset=arguments.preset, strict=not arguments.lenient)
+    except build.BookError as error:
         print(f"fabook: {error}", file=sys.stderr)
         return 1
     print(html / "index.html")

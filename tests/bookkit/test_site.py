@@ -1,4 +1,4 @@
-"""The site: assembled from what exists, built strictly, and sound in a real browser."""
+"""The site in a real browser: sound on every page, light, and readable on a laptop and a phone."""
 
 from __future__ import annotations
 
@@ -17,303 +17,9 @@ from urllib.parse import urlparse
 
 import pytest
 
-from bookkit import claims, site
+from bookkit import build, claims, sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
-ASSETS = [
-    path
-    for part in ("_static", "_templates", "extra")
-    for path in sorted((ROOT / "book" / part).rglob("*"))
-    if path.is_file()
-]
-
-# --- a tiny book -------------------------------------------------------------------------------
-
-CLAIMS = """
-[[claim]]
-id = "toy.one.holds"
-notebook = "toy/one"
-paper = "toy"
-where = "Section 1"
-statement = "The error $\\\\epsilon$ is small."
-source = "paper"
-paper_value = "0.01"
-[[claim.check]]
-quantity = "error"
-label = "median error"
-comparison = "<="
-bound = {quick = 0.05, paper = 0.02}
-
-[[claim]]
-id = "toy.one.fails"
-notebook = "toy/one"
-paper = "toy"
-where = "nowhere"
-statement = "Everything is positive."
-source = "derived"
-expected = "not reproduced"
-tried = "Two ways."
-[[claim.check]]
-quantity = "low"
-label = "lowest value"
-comparison = ">"
-bound = 0.0
-[[claim.check]]
-quantity = "high"
-label = "highest value"
-comparison = "within"
-bound = [0.0, 1.0]
-"""
-TOC = """
-format: jb-book
-root: intro
-chapters:
-  - file: notebooks/toy/one
-"""
-INTRO = """# Toy
-
-Median error {result}`toy.one.holds error quick`, at scale {result}`toy.one.holds error paper`.
-
-```{include} generated/scorecard_short.md
-```
-```{include} generated/scorecard.md
-```
-```{include} generated/claims_toy.md
-```
-```{include} generated/made_toy.md
-```
-"""
-
-
-def results(root: Path, preset: str, error: float) -> dict[str, Any]:
-    registry = claims.load(root)
-    values = {"error": error, "low": -1.0, "high": 0.5}
-    judged = [
-        claims.judge(
-            claim, preset, {c.quantity: values[c.quantity] for c in claim.checks}, sd=0.001, seeds=3
-        )
-        for claim in registry.values()
-    ]
-    return {
-        "schema": 1,
-        "notebook": "toy/one",
-        "preset": preset,
-        "parameters": {"preset": preset, "seed": 7, "device": "auto", "width": 12},
-        "claims": judged,
-        "data": {},
-        "datasets": [{"name": "digits", "checksum": "sha256:abc", "n": 1797}],
-        "device": "cpu",
-        "versions": {"python": "3.11", "torch": "2.13.0"},
-        "seed": 7,
-        "minutes": 0.25,
-        "date": "2026-01-02",
-        "source_hash": "f" * 64,
-    }
-
-
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    """A repository with one page, one notebook, run in the quick preset."""
-    for path in [ROOT / "book" / "_config.yml", ROOT / "book" / "references.bib", *ASSETS]:
-        name = path.relative_to(ROOT / "book")
-        target = tmp_path / "book" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "book" / name, target)
-    write(tmp_path / "book" / "_toc.yml", TOC)
-    write(tmp_path / "book" / "intro.md", INTRO)
-    write(tmp_path / "book" / "claims.toml", CLAIMS)
-    write(tmp_path / "notebooks" / "toy" / "one.md", "# One\n")
-    cells = [
-        {"cell_type": "markdown", "metadata": {}, "source": "# One\n\nOpening.\n\n## Set-up\n"},
-        {
-            "cell_type": "code",
-            "metadata": {"tags": ["injected-parameters"]},
-            "source": "width = 12",
-            "outputs": [],
-            "execution_count": 1,
-        },
-    ]
-    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    notebook = {
-        "cells": cells,
-        "metadata": {"kernelspec": kernel},
-        "nbformat": 4,
-        "nbformat_minor": 4,
-    }
-    write(tmp_path / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb", notebook)
-    write(
-        tmp_path / "_build" / "results" / "quick" / "toy" / "one.json",
-        results(tmp_path, "quick", 0.0083),
-    )
-    return tmp_path
-
-
-def text(files: dict[str, bytes], name: str) -> str:
-    return files[name].decode()
-
-
-def test_assemble_takes_every_number_from_the_results(toy: Path) -> None:
-    files = site.assemble(toy, toy / "_build", "quick")
-    assert "Median error 0.0083, at scale not run." in text(files, "intro.md")
-    table = text(files, "generated/claims_toy.md")
-    assert "✓ reproduced" in table
-    assert "✗ not reproduced" in table
-    assert "0.0083 ± 0.001 [≤ 0.05]" in table
-    assert "(a) -1 ± 0.001 [not > 0]" in table
-    assert "(b) 0.5 [in [0, 1]]" in table
-    assert "*The paper's number:* 0.01" in table
-    assert "*What was tried:* Two ways." in table
-    assert "✓ 1 reproduced" in text(files, "generated/scorecard_short.md")
-    assert "○ 2 not run" in text(files, "generated/scorecard_short.md")
-    assert "claims.toml" not in files
-
-
-def test_notebook_page_has_its_claims_on_top_and_its_making_at_the_foot(toy: Path) -> None:
-    files = site.assemble(toy, toy / "_build", "quick")
-    cells = json.loads(files["notebooks/toy/one.ipynb"])["cells"]
-    sources = [cell["source"] for cell in cells]
-    assert sources[0] == "# One\n\nOpening."
-    assert "Claims on this page" in sources[1]
-    assert sources[2] == "## Set-up"
-    assert "remove-cell" in cells[3]["metadata"]["tags"]
-    for shown in (
-        "How this page was made",
-        "`width = 12`",
-        "torch 2.13.0",
-        "0.25 min",
-        "2026-01-02",
-        "digits (1797 samples) `sha256:abc`",
-        "f" * 64,
-        "fabook run toy/one --preset quick --device cpu -p seed=7 -p width=12",
-        "no committed results yet",
-    ):
-        assert shown in sources[-1]
-    executed = toy / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb"
-    assert files["downloads/toy/one.ipynb"] == executed.read_bytes()
-
-
-def test_committed_results_stand_beside_the_build(toy: Path) -> None:
-    write(toy / "book" / "results" / "paper" / "toy" / "one.json", results(toy, "paper", 0.004))
-    stray = results(toy, "paper", 0.9)  # a local paper run is not what is published
-    write(toy / "_build" / "results" / "paper" / "toy" / "one.json", stray)
-    files = site.assemble(toy, toy / "_build", "quick")
-    assert "at scale 0.004." in text(files, "intro.md")
-    assert "0.004 ± 0.001 [≤ 0.02]" in text(files, "generated/claims_toy.md")
-    assert "results/paper/toy/one.json" in text(files, "notebooks/toy/one.ipynb")
-
-
-def test_the_paper_preset_can_make_the_pages_alone(toy: Path) -> None:
-    built = toy / "_build"
-    (built / "notebooks" / "quick").rename(built / "notebooks" / "paper")
-    write(built / "results" / "paper" / "toy" / "one.json", results(toy, "paper", 0.004))
-    write(toy / "book" / "intro.md", "# Toy\n\n{result}`toy.one.holds measured paper`\n")
-    files = site.assemble(toy, built, "paper")
-    assert text(files, "intro.md") == "# Toy\n\n0.004\n"
-    assert "Paper preset, this build" in text(files, "generated/claims_toy.md")
-    assert "quick" not in text(files, "generated/claims_toy.md").lower()
-
-
-@pytest.mark.parametrize(
-    ("role", "message"),
-    [
-        ("toy.one.hold error quick", "unknown claim 'toy.one.hold'; did you mean 'toy.one.holds'"),
-        ("toy.one.holds eror quick", "unknown field 'eror'; did you mean 'error'"),
-        ("toy.one.holds error fast", "unknown preset 'fast'"),
-        ("toy.one.holds", "write {result}`claim-id field preset`"),
-    ],
-)
-def test_wrong_result_names_the_page_and_what_is_allowed(
-    toy: Path, role: str, message: str
-) -> None:
-    write(toy / "book" / "intro.md", f"# Toy\n\n{{result}}`{role}`\n")
-    with pytest.raises(site.SiteError, match=r"intro\.md") as caught:
-        site.assemble(toy, toy / "_build", "quick")
-    assert message in str(caught.value)
-
-
-def test_contents_and_notebooks_must_agree(toy: Path) -> None:
-    write(toy / "notebooks" / "toy" / "two.md", "# Two\n")
-    write(toy / "book" / "_toc.yml", f"{TOC}  - file: notebooks/toy/three\n")
-    with pytest.raises(site.SiteError) as caught:
-        site.toc_pages(toy)
-    assert "notebooks/toy/two.md exists but is not in book/_toc.yml" in str(caught.value)
-    assert "lists notebooks/toy/three, which does not exist" in str(caught.value)
-
-
-def test_a_notebook_that_was_not_run_is_named_with_the_command(toy: Path) -> None:
-    (toy / "_build" / "results" / "quick" / "toy" / "one.json").unlink()
-    with pytest.raises(site.SiteError, match="fabook run toy/one --preset quick"):
-        site.build(toy)
-
-
-def test_a_notebook_without_title_is_named(toy: Path) -> None:
-    path = toy / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb"
-    path.write_text(path.read_text().replace("# One", "One", 1))
-    with pytest.raises(site.SiteError, match=r"notebooks/toy/one\.md: must begin with a title"):
-        site.assemble(toy, toy / "_build", "quick")
-
-
-def test_opening_may_be_a_box_under_a_label() -> None:
-    box = "::::{admonition} Claim\n:class: tip\n\nText.\n\n:::{note}\nMore.\n:::\n::::"
-    title = "(label)=\n# Title"
-    assert site.split_lead(f"{title}\n\n{box}\n\nRest.") == (f"{title}\n\n{box}", "Rest.")
-    assert site.split_lead("# Title\n\n```{note}\nx\n```") == ("# Title", "```{note}\nx\n```")
-
-
-def test_write_tree_touches_only_what_changed(tmp_path: Path) -> None:
-    site.write_tree({"a.md": b"1", "b/c.md": b"2", "b/d.md": b"3"}, tmp_path)
-    os.utime(tmp_path / "a.md", (1, 1))
-    site.write_tree({"a.md": b"1", "b.md": b"4"}, tmp_path)
-    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
-        "a.md",
-        "b.md",
-    ]
-    assert (tmp_path / "a.md").stat().st_mtime == 1
-
-
-def test_check_links_finds_what_leads_nowhere(tmp_path: Path) -> None:
-    write(
-        tmp_path / "a.html",
-        '<a href="b.html#here"><a href="b.html#gone"><a href="c%20d.html"><a href="#top">'
-        '<a id="top"><a href="https://example.org"><script src="//example.org/x.js"></script>',
-    )
-    write(tmp_path / "sub" / "e.html", '<a href="../a.html#top"><img src="../missing.png">')
-    write(tmp_path / "b.html", '<p id="here">')
-    assert site.check_links(tmp_path) == [
-        "a.html: loads //example.org/x.js from another host",
-        "a.html: b.html#gone leads to no anchor",
-        "a.html: c%20d.html leads to no file",
-        "sub/e.html: ../missing.png leads to no file",
-    ]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def test_build_is_strict_repeatable_and_leaves_a_good_site_standing(toy: Path) -> None:
-    html = site.build(toy)
-    assert html == toy / "_build" / "html"
-    before = tree(html)
-    assert {"index.html", "intro.html", "notebooks/toy/one.html"} <= set(before)
-    shutil.rmtree(toy / "_build" / "book_work")
-    site.build(toy)
-    assert tree(html) == before
-    write(toy / "book" / "intro.md", f"{INTRO}\n[nowhere](missing.md)\n")
-    with pytest.raises(site.SiteError, match=r"(?s)Jupyter Book failed.*missing\.md"):
-        site.build(toy)
-    assert not (toy / "_build" / "book_work").exists()  # its cache would forget the warning
-    assert tree(html) == before
-    assert not list((toy / "_build" / ".work").glob("site-*"))
-
-
-# --- the real book, in a real browser -----------------------------------------------------------
 
 
 class Visit(NamedTuple):
@@ -435,7 +141,7 @@ def visit(browser: Any, address: str, page: str) -> Visit:
 
 
 def content_pages() -> list[str]:
-    return [f"{page}.html" for page in site.toc_pages(ROOT)]
+    return [f"{page}.html" for page in sphinx.toc_pages(ROOT)]
 
 
 @pytest.fixture(scope="module")
@@ -451,7 +157,7 @@ def notebook_visits(visits: list[Visit]) -> list[Visit]:
 
 
 def test_links_and_anchors_resolve(html: Path) -> None:
-    assert site.check_links(html) == []
+    assert build.check_links(html) == []
 
 
 def test_pages_load_without_a_word_on_the_console(visits: list[Visit]) -> None:
@@ -513,6 +219,13 @@ def test_folded_parts_open_on_a_click(browser: Any, address: str, visits: list[V
     assert "how_to_read.html" in pages
     for page in pages:
         browser.get(f"{address}/{page}")
+        for fold in browser.find_elements("css selector", "details.sd-dropdown:not([open])"):
+            body = fold.find_elements("css selector", ":scope > :not(summary)")
+            assert not any(part.is_displayed() for part in body), page
+            title = fold.find_element("css selector", "summary")
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", title)
+            title.click()
+            wait.until(lambda _, body=body: all(part.is_displayed() for part in body), page)
         for fold in browser.find_elements("css selector", "div.admonition.dropdown"):
             if not fold.is_displayed():
                 continue

@@ -1,0 +1,428 @@
+"""Sphinx extension: what the site shows of claims and runs, made from results files alone.
+
+Directives whose content is the template of the same name: `{claims}`, `{scorecard}`,
+`{how-made}`, `{cards}`, `{chips}` and `{not-held}`. They speak of the page they stand on (a
+notebook, or a paper's chapter), or of the one that is named. `{lead}` is the opening of a page;
+`{hero}` and `{result-figure}` show a figure that the notebook stored with `run.figure`, at the
+paper's scale and of the run behind this build.
+
+The executed notebooks are copied into the book's folder before Sphinx looks for pages, so that
+`jupyter-book build book/` builds the whole site.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from myst_nb.core.variables import RetrievalError, render_variable_outputs
+from myst_nb.ext.glue.directives import PasteFigureDirective
+from myst_nb.ext.glue.utils import retrieve_glue_data
+from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
+from sphinx.transforms import SphinxTransform
+from sphinx.util.docutils import SphinxDirective
+from sphinx_design.shared import create_component
+
+from bookkit import claims
+
+TEMPLATES = Path(__file__).parent / "templates"
+MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held")
+SCALES = {"paper": "Paper scale", "quick": "Quick run of this build"}
+MATHJAX = (
+    "startup.js",
+    "core.js",
+    "input/tex.js",
+    "input/tex/extensions",
+    "output/chtml.js",
+    "output/chtml/fonts",
+    "a11y/assistive-mml.js",
+)
+
+
+class BookError(SphinxError):
+    """The site cannot be built; the message says what is wrong and what to do."""
+
+    category = "The book cannot be built"
+
+
+# --- what the book consists of -------------------------------------------------------------------
+
+
+def toc_pages(root: Path) -> list[str]:
+    """Every page of `book/_toc.yml` in reading order, without suffix.
+
+    Raises:
+        BookError: if its notebooks are not exactly those of `notebooks/`.
+    """
+    import yaml
+
+    def walk(node: Any) -> Iterator[str]:
+        if isinstance(node, Mapping):
+            yield from (str(node[key]) for key in ("root", "file") if key in node)
+            for key in ("parts", "chapters", "sections"):
+                yield from walk(node.get(key))
+        elif isinstance(node, list):
+            for item in node:
+                yield from walk(item)
+
+    pages = list(walk(yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))))
+    listed = {page for page in pages if page.startswith("notebooks/")}
+    present = {
+        path.relative_to(root).with_suffix("").as_posix() for path in root.glob("notebooks/*/*.md")
+    }
+    problems = [f"{page}.md exists but is not in book/_toc.yml" for page in present - listed]
+    problems += [f"book/_toc.yml lists {page}, which does not exist" for page in listed - present]
+    problems += [f"book/_toc.yml lists {page} twice" for page in pages if pages.count(page) > 1]
+    if problems:
+        raise BookError("\n".join(sorted(set(problems))))
+    return pages
+
+
+class Book:
+    """The claims, the executed notebooks and the results that the site is made of.
+
+    Args:
+        root: the repository.
+        out: folder of runs.
+        preset: whose executed notebooks become the pages; the paper preset's committed results
+            stand beside them.
+
+    Raises:
+        BookError: naming what is missing, and the command that makes it.
+    """
+
+    def __init__(self, root: Path, out: Path, preset: str) -> None:
+        if preset not in claims.PRESETS:
+            raise BookError(f"unknown preset {preset!r}{claims.suggest(preset, claims.PRESETS)}")
+        self.root, self.out, self.preset = root, out, preset
+        self.claims = claims.load(root)
+        self.papers = claims.papers(root)
+        prefix = "notebooks/"
+        pages = toc_pages(root)
+        self.names = [page.removeprefix(prefix) for page in pages if page.startswith(prefix)]
+        self.runs = {
+            name: {p: self._results(p, name) for p in dict.fromkeys((preset, "paper"))}
+            for name in self.names
+        }
+        missing = [n for n in self.names if not (self.runs[n][preset] and self.path(n).is_file())]
+        if missing:
+            raise BookError(
+                f"no executed notebook or results in {out} for: {', '.join(missing)}\n"
+                f"run first: fabook run {' '.join(missing)} --preset {preset} --out {out}"
+            )
+        orphans = sorted({claim.notebook for claim in self.claims.values()} - set(self.names))
+        if orphans:
+            raise BookError(f"book/claims.toml names notebooks unknown here: {', '.join(orphans)}")
+
+    def _results(self, preset: str, name: str) -> dict[str, Any] | None:
+        if preset == self.preset:
+            return claims.read_results(self.root, self.out, preset, name)
+        path = claims.published_path(self.root, name)  # as committed, never as lying about
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def path(self, name: str) -> Path:
+        """The executed notebook."""
+        return self.out / "notebooks" / self.preset / f"{name}.ipynb"
+
+    @functools.cache  # noqa: B019  (one book a build)
+    def notebook(self, name: str) -> dict[str, Any]:
+        """The executed notebook's content, its sources joined."""
+        content: dict[str, Any] = json.loads(self.path(name).read_text(encoding="utf-8"))
+        for cell in content["cells"]:
+            cell["source"] = "".join(cell["source"])
+        return content
+
+    def prose(self, name: str) -> str:
+        """What a notebook's page says outside its code."""
+        cells = self.notebook(name)["cells"]
+        return "\n\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+
+    def title(self, name: str) -> str:
+        """A notebook's title."""
+        found = re.search(r"^# (.+)$", self.prose(name), re.MULTILINE)
+        return found[1].strip() if found else name
+
+    def lead(self, name: str) -> str:
+        """A notebook's opening, without citations; empty if the page has none."""
+        found = re.search(r"^:::\{lead\}\n(.*?)\n:::$", self.prose(name), re.DOTALL | re.MULTILINE)
+        return re.sub(r"\s*\{cite:\w\}`[^`]*`", "", found[1]).strip() if found else ""
+
+    def about(self, docname: str) -> str:
+        """The notebook or paper that a page is about, or "" for all."""
+        what = docname.removeprefix("notebooks/")
+        return what if what in self.names else what.split("/")[-1] if "/" in what else ""
+
+    def pages(self, what: str) -> list[str]:
+        """A notebook, a paper's notebooks, or all, in reading order."""
+        return [name for name in self.names if what in ("", name, name.split("/")[0])]
+
+    def listed(self, what: str) -> list[claims.Claim]:
+        """Their claims, in reading order."""
+        names = self.pages(what)
+        found = [claim for claim in self.claims.values() if claim.notebook in names]
+        return sorted(found, key=lambda claim: names.index(claim.notebook))
+
+    def titles(self) -> dict[str, str]:
+        """Where each preset's results come from."""
+        first = {self.preset: "this build"}
+        return first | {"paper": "committed"} if "paper" not in first else first
+
+    def entry(self, claim: claims.Claim, preset: str) -> dict[str, Any]:
+        """What a run says of a claim."""
+        run = self.runs[claim.notebook][preset] or {"claims": []}
+        found = {entry["id"]: entry for entry in run["claims"]}
+        return found.get(claim.id) or claims.judge(claim, preset, None)
+
+    def verdict(self, claim: claims.Claim) -> dict[str, Any]:
+        """What counts: the paper preset's entry where it has been run, else this build's."""
+        return self.entry(claim, "paper" if self.runs[claim.notebook]["paper"] else self.preset)
+
+    def done(self, name: str) -> dict[str, dict[str, Any]]:
+        """The runs of a notebook that there are, by preset."""
+        return {preset: run for preset, run in self.runs[name].items() if run}
+
+    def download(self, name: str, preset: str | None = None) -> str:
+        """Address of a results file, or of the executed notebook, for a `{download}` role."""
+        if preset is None:
+            return f"/notebooks/{name}.ipynb"
+        path = self.out / "results" / preset / f"{name}.json"
+        if preset != self.preset or not path.is_file():
+            path = claims.published_path(self.root, name)
+        return "/" + Path(os.path.relpath(path, self.root / "book")).as_posix()
+
+
+# --- words of the templates ----------------------------------------------------------------------
+
+
+def number(value: Any) -> str:
+    """A number for a reader: three significant digits, a dash for nothing.
+
+    Example:
+        >>> number(0.00831), number([0.5, 2]), number(None)
+        ('0.00831', '[0.5, 2]', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return f"[{', '.join(map(number, value))}]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def minutes(value: float) -> str:
+    """A time for a reader.
+
+    Example:
+        >>> minutes(0.41), minutes(5.2), minutes(97.4)
+        ('25 s', '5 min', '1.6 h')
+    """
+    if value < 1.5:
+        return f"{max(5, 5 * round(12 * value))} s"
+    return f"{value:.0f} min" if value < 90 else f"{value / 60:.1f} h"
+
+
+def rerun_command(results: Mapping[str, Any]) -> str:
+    """The command that makes a results file again.
+
+    Example:
+        >>> rerun_command({"notebook": "primer/a", "preset": "quick", "device": "cpu",
+        ...                "parameters": {"preset": "quick", "seed": 0, "device": "auto"}})
+        'fabook run primer/a --preset quick --device cpu -p seed=0'
+    """
+    words = ["fabook", "run", results["notebook"], "--preset", results["preset"]]
+    words += ["--device", str(results["device"]).split(":")[0]]
+    for key, value in results["parameters"].items():
+        if key not in ("preset", "device") and value is not None:
+            words += ["-p", f"{key}={value}"]
+    return shlex.join(words)
+
+
+def marks(claim: claims.Claim) -> dict[str, str]:
+    """Letters for the quantities of a claim that has several."""
+    names = list(dict.fromkeys(check.quantity for check in claim.checks))
+    return {n: f"({chr(97 + i)}) " if len(names) > 1 else "" for i, n in enumerate(names)}
+
+
+def render(name: str, **values: Any) -> str:
+    """The text of a template."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "minutes": minutes,
+        "rerun": rerun_command,
+        "marks": marks,
+        "flat": lambda text: " ".join(str(text).split()),
+    }
+    return environment.get_template(f"{name}.md").render(**values)
+
+
+# --- directives ----------------------------------------------------------------------------------
+
+
+class Made(SphinxDirective):
+    """A directive whose content is the template of the same name."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        book: Book = vars(self.env.app)["bookkit"]
+        what = self.arguments[0] if self.arguments else book.about(self.env.docname)
+        about = "" if what == "short" else what
+        if about and not book.pages(about):
+            raise BookError(
+                f"{self.env.docname}: {{{self.name}}} {what}: no such notebook or paper"
+            )
+        for path in self._sources(book, about):
+            self.env.note_dependency(str(path))
+        text = render(self.name, book=book, what=what, docname=self.env.docname)
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+    def _sources(self, book: Book, about: str) -> Iterator[Path]:
+        yield from TEMPLATES.glob("*.md")
+        yield book.root / "book" / "claims.toml"
+        for name in book.pages(about):
+            yield book.path(name)
+            yield book.out / "results" / book.preset / f"{name}.json"
+            yield claims.published_path(book.root, name)
+
+
+class Lead(SphinxDirective):
+    """The opening of a page: the result in words a student knows."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        return [nodes.container("", *self.parse_content_to_nodes(), classes=["lead"])]
+
+
+class ResultFigure(PasteFigureDirective):
+    """A figure that the notebook stored under a name, one tab for each scale it was drawn at."""
+
+    def run(self) -> list[nodes.Node]:
+        name, pictures = str(self.arguments[0]), {}
+        for scale in SCALES:
+            try:
+                pictures[scale] = retrieve_glue_data(self.document, f"{name}:{scale}")
+            except RetrievalError:
+                continue
+        if not pictures:
+            raise BookError(f"{self.source}: the notebook stored no figure {name!r} (run.figure)")
+        self.arguments[:] = [f"{name}:{next(iter(pictures))}"]
+        figure = super().run()[0]
+        image = {"image": {"alt": self.options.get("alt", "")}}
+        tabs = create_component("tab-set", ["sd-tab-set", "scales"])
+        for scale, picture in pictures.items():
+            shown = render_variable_outputs(
+                [picture], self.document, self.line, self.source, render=image
+            )
+            label = nodes.rubric("", SCALES[scale], classes=["sd-tab-label"])
+            content = create_component("tab-content", ["sd-tab-content"], children=shown)
+            tabs += create_component("tab-item", ["sd-tab-item"], children=[label, content])
+        figure["classes"] += ["result-figure", *(["hero"] if self.name == "hero" else [])]
+        figure[0] = tabs
+        return [figure]
+
+
+class Lift(SphinxTransform):
+    """A section that a directive made inside another one stands after it."""
+
+    default_priority = 300
+
+    def apply(self, **options: Any) -> None:
+        for section in list(self.document.findall(nodes.section)):
+            outer = section.parent
+            if "not-held" in section["ids"] and isinstance(outer.parent, nodes.section):
+                outer.remove(section)
+                outer.parent.insert(outer.parent.index(outer) + 1, section)
+
+
+# --- Sphinx --------------------------------------------------------------------------------------
+
+
+def _place(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make `folder` hold exactly these files; one with the same content is left untouched."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+    for name, content in files.items():
+        target = folder / name
+        if not target.is_file() or target.read_bytes() != content:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.with_suffix(".part").write_bytes(content)
+            target.with_suffix(".part").replace(target)
+
+
+def _open(app: Sphinx, config: Any) -> None:
+    """Find the runs and put the executed notebooks where Sphinx looks for pages."""
+    root = Path(app.srcdir).parent
+    out = root / os.environ.get("FABOOK_OUT", config.bookkit_out)
+    book = Book(root, out, os.environ.get("FABOOK_PRESET", config.bookkit_preset))
+    vars(app)["bookkit"] = book
+    files = {f"{name}.ipynb": book.path(name).read_bytes() for name in book.names}
+    _place(root / "book" / "notebooks", files)
+
+
+def _tidy(app: Sphinx, docname: str, source: list[str]) -> None:
+    """The cell that papermill adds is no part of a page."""
+    if not docname.startswith("notebooks/"):
+        return
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["metadata"]["tags"].append("remove-cell")
+    source[0] = json.dumps(notebook)
+
+
+def _close(app: Sphinx, error: Exception | None) -> None:
+    """Formulas must not need another host: MathJax comes from the installed package."""
+    if error or app.builder.format != "html":
+        return
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None or spec.origin is None:
+        raise BookError("MathJax is not installed; run: pip install sphinx-mathjax-offline")
+    origin = Path(spec.origin).parent / "static" / "mathjax"
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for name in MATHJAX:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if (origin / name).is_dir():
+            shutil.copytree(origin / name, target / name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(origin / name, target / name)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directives, and what happens before and after Sphinx reads the pages."""
+    app.add_config_value("bookkit_out", "_build", "env")
+    app.add_config_value("bookkit_preset", "quick", "env")
+    directives: Iterable[tuple[str, Any]] = [
+        *((name, Made) for name in MADE),
+        ("lead", Lead),
+        ("hero", ResultFigure),
+        ("result-figure", ResultFigure),
+    ]
+    for name, directive in directives:
+        app.add_directive(name, directive)
+    app.add_transform(Lift)
+    app.connect("config-inited", _open)
+    app.connect("source-read", _tidy)
+    app.connect("build-finished", _close)
+    return {"parallel_read_safe": True, "version": "1"}

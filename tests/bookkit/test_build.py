@@ -1,0 +1,361 @@
+"""A tiny book: what its pages show of results files, and how it is built."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bookkit import build, claims, sphinx
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = [
+    path
+    for part in ("_static", "_templates", "extra")
+    for path in sorted((ROOT / "book" / part).rglob("*"))
+    if path.is_file()
+]
+
+CLAIMS = """
+[[paper]]
+id = "toy"
+name = "Toy et al. 1999"
+sentence = "Toys are small."
+
+[[claim]]
+id = "toy.one.holds"
+notebook = "toy/one"
+paper = "toy"
+where = "Section 1"
+statement = "The error $\\\\epsilon$ is small."
+source = "paper"
+paper_value = "0.01"
+[[claim.check]]
+quantity = "error"
+label = "median error"
+comparison = "<="
+bound = {quick = 0.05, paper = 0.02}
+
+[[claim]]
+id = "toy.one.fails"
+notebook = "toy/one"
+paper = "toy"
+where = "nowhere"
+statement = "Everything is positive."
+source = "derived"
+expected = "not reproduced"
+tried = "Two ways."
+[[claim.check]]
+quantity = "low"
+label = "lowest value"
+comparison = ">"
+bound = 0.0
+[[claim.check]]
+quantity = "high"
+label = "highest value"
+comparison = "within"
+bound = [0.0, 1.0]
+"""
+TOC = """
+format: jb-book
+root: intro
+chapters:
+  - file: notebooks/toy/one
+"""
+INTRO = """# Toy
+
+```{scorecard} short
+```
+```{scorecard}
+```
+```{cards} toy
+```
+```{how-made}
+```
+"""
+PAGE = """# One
+
+:::{lead}
+All is small.
+:::
+
+```{chips}
+```
+
+```{hero} hero
+:name: fig-toy
+:alt: A black dot.
+Caption of the dot.
+```
+
+See {numref}`fig-toy`.
+
+```{claims}
+```
+
+## Experiment
+
+```{not-held}
+```
+
+## Limits
+
+```{how-made}
+```
+"""
+DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def results(root: Path, preset: str, error: float) -> dict[str, Any]:
+    registry = claims.load(root)
+    values = {"error": error, "low": -1.0, "high": 0.5}
+    judged = [
+        claims.judge(
+            claim, preset, {c.quantity: values[c.quantity] for c in claim.checks}, sd=0.001, seeds=3
+        )
+        for claim in registry.values()
+    ]
+    return {
+        "schema": 1,
+        "notebook": "toy/one",
+        "preset": preset,
+        "parameters": {"preset": preset, "seed": 7, "device": "auto", "width": 12},
+        "claims": judged,
+        "data": {},
+        "datasets": [{"name": "digits", "checksum": "sha256:abc", "n": 1797}],
+        "device": "cpu",
+        "versions": {"python": "3.11", "torch": "2.13.0"},
+        "seed": 7,
+        "minutes": 0.25,
+        "date": "2026-01-02",
+        "source_hash": "f" * 64,
+    }
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A repository with one page, one notebook, run in the quick preset."""
+    for path in [ROOT / "book" / "_config.yml", ROOT / "book" / "references.bib", *ASSETS]:
+        name = path.relative_to(ROOT / "book")
+        target = tmp_path / "book" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "book" / name, target)
+    write(tmp_path / "book" / "_toc.yml", TOC)
+    write(tmp_path / "book" / "intro.md", INTRO)
+    write(tmp_path / "book" / "claims.toml", CLAIMS)
+    write(tmp_path / "notebooks" / "toy" / "one.md", "# One\n")
+    prefix = "application/papermill.record/"
+    stored = [
+        {
+            "output_type": "display_data",
+            "data": {f"{prefix}image/png": base64.b64encode(DOT).decode()},
+            "metadata": {"scrapbook": {"name": f"hero:{scale}", "mime_prefix": prefix}},
+        }
+        for scale in ("paper", "quick")
+    ]
+    code = {"cell_type": "code", "execution_count": 1}
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": PAGE.partition("## Limits")[0]},
+        {
+            **code,
+            "metadata": {"tags": ["injected-parameters"]},
+            "source": "width = 12",
+            "outputs": [],
+        },
+        {**code, "metadata": {}, "source": "run.figure('hero', draw)", "outputs": stored},
+        {"cell_type": "markdown", "metadata": {}, "source": "## Limits\n\n```{how-made}\n```\n"},
+    ]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    notebook = {
+        "cells": cells,
+        "metadata": {"kernelspec": kernel, "fabook": {"needs": "counting"}},
+        "nbformat": 4,
+        "nbformat_minor": 4,
+    }
+    write(tmp_path / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb", notebook)
+    write(
+        tmp_path / "_build" / "results" / "quick" / "toy" / "one.json",
+        results(tmp_path, "quick", 0.0083),
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def book(toy: Path) -> sphinx.Book:
+    return sphinx.Book(toy, toy / "_build", "quick")
+
+
+def made(book: sphinx.Book, name: str, what: str = "toy/one") -> str:
+    return sphinx.render(name, book=book, what=what, docname="notebooks/toy/one")
+
+
+def test_tables_take_every_number_from_the_results(book: sphinx.Book) -> None:
+    table = made(book, "claims")
+    assert "How we checked: 2 claims, 1 of them not reproduced" in table
+    assert ":open:" in table
+    assert table.index("Everything is positive") < table.index("The error $"), "failed ones first"
+    assert "✓ reproduced" in table
+    assert "✗ not reproduced" in table
+    assert "0.0083 ± 0.001 [≤ 0.05]" in table
+    assert "(a) -1 ± 0.001 [not > 0]" in table
+    assert "(b) 0.5 [in [0, 1]]" in table
+    assert "*The paper's number:* 0.01" in table
+    assert "*What was tried:* Two ways." in table
+    short = made(book, "scorecard", "short")
+    assert "Toy et al. 1999" in short
+    assert "✓ 1 reproduced" in short
+    assert "○ 2 not run" in short
+
+
+def test_how_made_tells_what_makes_the_page_again(book: sphinx.Book) -> None:
+    text = made(book, "how-made")
+    for shown in (
+        "How this page was made",
+        "`width = 12`",
+        "torch 2.13.0",
+        "0.25 min",
+        "2026-01-02",
+        "digits (1797 samples) `sha256:abc`",
+        "f" * 64,
+        "fabook run toy/one --preset quick --device cpu -p seed=7 -p width=12",
+        "no committed results yet",
+        "/notebooks/toy/one.ipynb",
+        "/../_build/results/quick/toy/one.json",
+    ):
+        assert shown in text
+
+
+def test_chips_and_cards_tell_where_a_page_stands(book: sphinx.Book) -> None:
+    chips = made(book, "chips")
+    for shown in ("✗ 1 of 2 claims", "reading 1 min", "runs in 15 s", "needs: counting"):
+        assert shown in chips
+    cards = made(book, "cards", "toy")
+    assert "One" in cards
+    assert "/notebooks/toy/one.ipynb" in cards
+
+
+def test_what_did_not_hold_is_said_from_verdicts(book: sphinx.Book) -> None:
+    text = made(book, "not-held")
+    assert "## What did not hold" in text
+    assert "lowest value: -1 ± 0.001 [not > 0]" in text
+    assert "Two ways." in text
+    for run in book.runs["toy/one"].values():
+        for entry in run["claims"] if run else ():
+            entry["verdict"] = claims.REPRODUCED
+    assert not made(book, "not-held").strip()
+    assert ":open:" not in made(book, "claims")
+
+
+def test_committed_results_stand_beside_the_build(toy: Path) -> None:
+    write(toy / "book" / "results" / "paper" / "toy" / "one.json", results(toy, "paper", 0.004))
+    stray = results(toy, "paper", 0.9)  # a local paper run is not what is published
+    write(toy / "_build" / "results" / "paper" / "toy" / "one.json", stray)
+    book = sphinx.Book(toy, toy / "_build", "quick")
+    assert "0.004 ± 0.001 [≤ 0.02]" in made(book, "claims")
+    assert "</results/paper/toy/one.json>" in made(book, "how-made")
+
+
+def test_the_paper_preset_can_make_the_pages_alone(toy: Path) -> None:
+    built = toy / "_build"
+    (built / "notebooks" / "quick").rename(built / "notebooks" / "paper")
+    write(built / "results" / "paper" / "toy" / "one.json", results(toy, "paper", 0.004))
+    table = made(sphinx.Book(toy, built, "paper"), "claims")
+    assert "Paper preset, this build" in table
+    assert "quick" not in table.lower()
+
+
+def test_contents_and_notebooks_must_agree(toy: Path) -> None:
+    write(toy / "notebooks" / "toy" / "two.md", "# Two\n")
+    write(toy / "book" / "_toc.yml", f"{TOC}  - file: notebooks/toy/three\n")
+    with pytest.raises(sphinx.BookError) as caught:
+        sphinx.toc_pages(toy)
+    assert "notebooks/toy/two.md exists but is not in book/_toc.yml" in str(caught.value)
+    assert "lists notebooks/toy/three, which does not exist" in str(caught.value)
+
+
+def test_a_notebook_that_was_not_run_is_named_with_the_command(toy: Path) -> None:
+    (toy / "_build" / "results" / "quick" / "toy" / "one.json").unlink()
+    with pytest.raises(sphinx.BookError, match="fabook run toy/one --preset quick"):
+        build.build(toy)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    done = subprocess.run(
+        [*command, str(toy / "book")], check=False, capture_output=True, text=True
+    )
+    assert done.returncode
+    assert "fabook run toy/one --preset quick" in done.stdout + done.stderr
+
+
+def test_jupyter_book_alone_builds_the_site(toy: Path) -> None:
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    done = subprocess.run(
+        [*command, "-W", "-n", str(toy / "book")], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (toy / "book/_build/html/notebooks/toy/one.html").read_text(encoding="utf-8")
+    figure = re.search(r'<figure[^>]*id="fig-toy".*?</figure>', page, re.DOTALL)
+    assert figure
+    assert figure[0].count('alt="A black dot."') == 2
+    assert "Paper scale" in figure[0]
+    assert "Quick run of this build" in figure[0]
+    assert "Caption of the dot." in figure[0]
+    assert ">Fig. 1</span>" in page
+    assert re.search(r"<h2>What did not hold", page), "a section of its own, not one of Experiment"
+    assert "width = 12" not in page.partition("How this page was made")[0]
+
+
+def test_a_figure_that_was_not_stored_is_named(toy: Path) -> None:
+    path = toy / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb"
+    path.write_text(path.read_text().replace("{hero} hero", "{hero} heron"))
+    with pytest.raises(sphinx.BookError, match="stored no figure 'heron'"):
+        build.build(toy)
+
+
+def test_check_links_finds_what_leads_nowhere(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.html",
+        '<a href="b.html#here"><a href="b.html#gone"><a href="c%20d.html"><a href="#top">'
+        '<a id="top"><a href="https://example.org"><script src="//example.org/x.js"></script>',
+    )
+    write(tmp_path / "sub" / "e.html", '<a href="../a.html#top"><img src="../missing.png">')
+    write(tmp_path / "b.html", '<p id="here">')
+    assert build.check_links(tmp_path) == [
+        "a.html: loads //example.org/x.js from another host",
+        "a.html: b.html#gone leads to no anchor",
+        "a.html: c%20d.html leads to no file",
+        "sub/e.html: ../missing.png leads to no file",
+    ]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_build_is_strict_repeatable_and_leaves_a_good_site_standing(toy: Path) -> None:
+    html = build.build(toy)
+    assert html == toy / "_build" / "html"
+    before = tree(html)
+    assert {"index.html", "intro.html", "notebooks/toy/one.html"} <= set(before)
+    shutil.rmtree(toy / "_build" / "book_work")
+    build.build(toy)
+    assert tree(html) == before
+    write(toy / "book" / "intro.md", f"{INTRO}\n[nowhere](missing.md)\n")
+    with pytest.raises(sphinx.BookError, match=r"(?s)Jupyter Book failed.*missing\.md"):
+        build.build(toy)
+    assert not (toy / "_build" / "book_work").exists()  # its cache would forget the warning
+    assert tree(html) == before
+    assert not list((toy / "_build" / ".work").glob("site-*"))
