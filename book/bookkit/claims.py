@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+PACKAGED = Path(__file__).resolve().parent / "_book"  # claims and results in a wheel
 PRESETS = ("quick", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 SOURCES = ("paper", "derived")
@@ -45,6 +46,9 @@ _CHECK_REQUIRED = ("quantity", "label", "comparison", "bound")
 _CHECK_KEYS = (*_CHECK_REQUIRED, "preset")
 _NAME = re.compile(r"[a-z0-9_]+/[a-z0-9_]+")
 _PART = re.compile(r"[a-z0-9_]+")
+
+_SIMPLE = (bool, int, float, str, list, tuple, dict)  # what a parameter can be
+_first_start: dict[str, set[str]] = {}  # notebook -> names that were set when it first started
 
 Bound = float | list[float]
 
@@ -76,6 +80,8 @@ def find_root(start: str | Path | None = None) -> Path:
         for folder in (begin, *begin.parents):
             if (folder / "book" / "claims.toml").is_file():
                 return folder
+    if (PACKAGED / "book" / "claims.toml").is_file():
+        return PACKAGED
     raise RootError(
         f"no folder from {first} upwards has book/claims.toml; change into a clone of the "
         "repository, or set FABOOK_ROOT to one"
@@ -83,10 +89,18 @@ def find_root(start: str | Path | None = None) -> Path:
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """`"; did you mean ...?"` for a misspelt name, and what is allowed."""
+    """`"; did you mean ...?"` for a misspelt name: the three nearest, and all if they are few."""
     allowed = list(allowed)
-    close = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+
+    def nearness(other: str) -> float:
+        pairs = [(name, other), (name.split("/")[-1], other.split("/")[-1])]
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    near = sorted((o for o in allowed if nearness(o) >= 0.6), key=nearness, reverse=True)[:3]
+    words = " or ".join(filter(None, [", ".join(map(repr, near[:-1])), *map(repr, near[-1:])]))
+    hint = f"; did you mean {words}?" if near else ""
+    if len(allowed) > 8:
+        return hint or f" ({len(allowed)} are known, none of them close)"
     return f"{hint} (allowed: {', '.join(allowed) or 'none'})"
 
 
@@ -494,15 +508,19 @@ def start(notebook: str, values: Mapping[str, Any] | None = None) -> Run:
     preset, seed = values.get("preset", "quick"), values.get("seed", 0)
     device = values.get("device", "auto")
     root = find_root()
+    simple = {k: v for k, v in values.items() if isinstance(v, _SIMPLE)}
+    first = _first_start.setdefault(notebook, set(simple))  # a cell that is run again sees more
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{suggest(str(preset), PRESETS)}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"seed must be an integer, got {seed!r}")
-    if not (root / "notebooks" / f"{notebook}.md").is_file():
-        folder = root / "notebooks"
-        names = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.md"))
-        raise ValueError(f"unknown notebook {notebook!r}{suggest(notebook, names)}")
-    return Run(notebook, preset, seed, resolve_device(device), root)
+    folder, registered = root / "notebooks", {claim.notebook for claim in load(root).values()}
+    own = any(Path(f"{notebook.split('/')[-1]}{suffix}").is_file() for suffix in (".md", ".ipynb"))
+    if not (folder / f"{notebook}.md").is_file() and notebook not in registered and not own:
+        names = {str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.md")}
+        raise ValueError(f"unknown notebook {notebook!r}{suggest(notebook, names | registered)}")
+    given = {name: value for name, value in simple.items() if name in first}
+    return Run(notebook, preset, seed, resolve_device(device), root, given)
 
 
 class Run:
@@ -512,8 +530,17 @@ class Run:
     run again: the later record replaces the earlier one.
     """
 
-    def __init__(self, notebook: str, preset: str, seed: int, device: str, root: Path) -> None:
+    def __init__(
+        self,
+        notebook: str,
+        preset: str,
+        seed: int,
+        device: str,
+        root: Path,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
         self.notebook = notebook
+        self._given = dict(given or {})
         self.preset = preset
         self.seed = seed
         self.device_name = device
@@ -543,13 +570,26 @@ class Run:
     def sizes(self, *, quick: Mapping[str, Any], paper: Mapping[str, Any]) -> SimpleNamespace:
         """The sizes of this preset, such as `run.sizes(quick=dict(n=50), paper=dict(n=500)).n`.
 
+        Each is a parameter too: a variable of its name that was set before `start` and is not
+        None takes the place of the preset's value.
+
         Raises:
-            ValueError: if a size is given for one preset only.
+            ValueError: if a size is given for one preset only, or one that was set has another
+                type than the preset's.
         """
+        from bookkit import parameters
+
         if set(quick) != set(paper):
             odd = sorted(set(quick) ^ set(paper))
             raise ValueError(f"sizes: {', '.join(odd)} given for one preset only")
-        return SimpleNamespace(**(quick if self.preset == "quick" else paper))
+        sizes = dict(quick if self.preset == "quick" else paper)
+        for name in sizes:
+            if self._given.get(name) is not None:
+                known = parameters.Parameter(
+                    None, presets=dict(quick=quick[name], paper=paper[name])
+                )
+                sizes[name] = parameters.convert(self._given[name], name, known)
+        return SimpleNamespace(**sizes)
 
     def _once(self, kind: str, name: str, seen: Iterable[str]) -> None:
         if name in seen and os.environ.get("FABOOK_RESULT_FILE"):

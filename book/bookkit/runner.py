@@ -11,7 +11,6 @@ stored as `<notebook>@<hash of those parameters>`, so that it never replaces the
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
 import functools
@@ -19,7 +18,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -30,26 +28,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bookkit import claims
+from bookkit import claims, parameters
+from bookkit.parameters import UsageError
 
 COMMON = ("preset", "device")  # parameters that have an option of their own
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 SCHEDULER_TIMEOUT = 10.0  # seconds to wait for a Dask scheduler's answer
+CARRIED = (*THREADS, "FABOOK_DATA")  # settings that go with a job to a cluster
 UNCHECKED = ("checksum", "date", "minutes")  # fields outside the results' own checksum
 _QUIET = logging.NullHandler()  # errors are reported once, by `fabook run` itself
+_KEPT = "what there is of it: "
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_ONE_OF = re.compile(r"#\s*one of:\s*(.+)")
-
-
-class UsageError(ValueError):
-    """A request refused before any kernel starts; the message names what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +64,6 @@ class Notebook:
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A parameter of a notebook: its default, and the values allowed (none named: any)."""
-
-    default: Any
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Job:
     """One notebook to execute; plain values, so that it can be sent to a cluster."""
 
@@ -86,6 +74,8 @@ class Job:
     device: str
     custom: dict[str, Any] = field(default_factory=dict)
     force: bool = False
+    path: str = ""  # of a notebook outside `notebooks/`
+    settings: dict[str, str] = field(default_factory=dict)  # of the environment it was sent from
 
     @property
     def stem(self) -> str:
@@ -95,7 +85,13 @@ class Job:
     @property
     def source(self) -> Path:
         """The notebook's source."""
-        return Path(self.root) / "notebooks" / f"{self.notebook}.md"
+        return (
+            Path(self.path) if self.path else Path(self.root) / "notebooks" / f"{self.notebook}.md"
+        )
+
+    def setting(self, name: str) -> str | None:
+        """A variable of the environment from which the job was sent, else of this one."""
+        return self.settings.get(name) if self.settings else os.environ.get(name)
 
     def output(self, kind: str, suffix: str) -> Path:
         """The path of an output: `kind` is notebooks, results or .work."""
@@ -112,6 +108,7 @@ class Outcome:
     message: str = ""
     lines: tuple[str, ...] = ()  # a verdict line for each claim
     unexpected: tuple[str, ...] = ()  # those that differ from the expected verdict
+    differing: tuple[str, ...] = ()  # the same in a run with parameters of one's own: no error
 
 
 # --- what there is -------------------------------------------------------------------------------
@@ -163,108 +160,56 @@ def listing(root: Path, out: Path) -> list[dict[str, Any]]:
 def select(root: Path, names: Sequence[str]) -> list[Notebook]:
     """The notebooks of these names; a paper's name stands for all of its notebooks, none for all.
 
+    A name may be shortened to its last part or to any beginning that only one notebook has; a
+    path to a Markdown or ipynb file stands for that file.
+
     Raises:
-        UsageError: for an unknown name, with the closest one and the names allowed.
+        UsageError: for a name that is unknown, or short for several, with the closest ones.
     """
     known = notebooks(root)
+    found = list(known) if not names else []
     for name in names:
-        if not any(name in (book.name, book.paper) for book in known):
-            allowed = [*dict.fromkeys(b.paper for b in known), *(b.name for b in known)]
-            raise UsageError(f"unknown notebook {name!r}{claims.suggest(name, allowed)}")
-    return [b for b in known if not names or b.name in names or b.paper in names]
+        found += _named(root, name, known)
+    own = [book for book in found if book not in known]
+    return [book for book in known if book in found] + own
 
 
-# --- parameters ----------------------------------------------------------------------------------
+def _named(root: Path, name: str, known: Sequence[Notebook]) -> list[Notebook]:
+    path = Path(name).expanduser()
+    if path.suffix in (".md", ".ipynb"):
+        if not path.is_file():
+            raise UsageError(f"there is no notebook {name!r} in {Path.cwd()}")
+        path = path.resolve()
+        inside = [book for book in known if book.path.resolve() == path]
+        label = f"{path.parent.name}/{path.stem}"
+        return inside or [Notebook(label, path, label, dict.fromkeys(claims.PRESETS))]
+    for fits in (
+        lambda book: name in (book.name, book.paper),
+        lambda book: name == book.name.split("/")[1],
+        lambda book: book.name.startswith(name) or book.name.split("/")[1].startswith(name),
+    ):
+        found = [book for book in known if fits(book)]
+        if len(found) > 1 and any(book.paper != name for book in found):
+            several = ", ".join(book.name for book in found)
+            raise UsageError(f"{name!r} is short for several notebooks: {several}")
+        if found:
+            return found
+    allowed = [*dict.fromkeys(b.paper for b in known), *(b.name for b in known)]
+    raise UsageError(f"unknown notebook {name!r}{claims.suggest(name, allowed)}")
 
 
-def parameters(source: str) -> dict[str, Parameter]:
-    """The parameters that a notebook's `parameters` cell assigns, from the cell's source.
-
-    Example:
-        >>> parameters('rule = "fa"  # one of: fa, dfa')
-        {'rule': Parameter(default='fa', choices=('fa', 'dfa'))}
-    """
-    found = {}
-    lines = source.splitlines()
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
-            continue
-        after = lines[(node.end_lineno or 1) - 1].encode()[node.end_col_offset :].decode()
-        match = _ONE_OF.search(after)
-        choices = tuple(c.strip() for c in match[1].split(",")) if match else ()
-        found[node.targets[0].id] = Parameter(ast.literal_eval(node.value), choices)
-    return found
-
-
-def _read(path: Path) -> Any:
-    """The notebook as an nbformat node, with cell ids that are the same in every run."""
-    import jupytext
-
-    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
-    for index, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{index}"
-    return notebook
-
-
-def _parameters_of(path: Path) -> dict[str, Parameter]:
-    for cell in _read(path).cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            return parameters(cell.source)
-    raise UsageError(f"{path} has no cell with the tag 'parameters'")
+# --- planning ------------------------------------------------------------------------------------
 
 
 def _used(job: Job) -> dict[str, Any]:
-    """All parameters of a job, with the device that it runs on."""
-    defaults = {name: parameter.default for name, parameter in _parameters_of(job.source).items()}
+    """All parameters of a job, with the device that it runs on; the table's only where set."""
+    defaults = {
+        name: known.default
+        for name, known in parameters.of(job.source).items()
+        if known.default is not None or not known.presets
+    }
     device = claims.resolve_device(job.device)
     return defaults | {"preset": job.preset, "device": device} | job.custom
-
-
-def convert(text: Any, name: str, parameter: Parameter) -> Any:
-    """A value for a parameter, from text as typed on the command line or from a Python value.
-
-    The type is the default's; an integer does for a float, nothing else is converted.
-
-    Raises:
-        UsageError: naming the value got, and the type or values allowed.
-    """
-    value, default = text, parameter.default
-    if isinstance(text, str) and not isinstance(default, str):
-        words = {"true": True, "false": False, "none": None}
-        with contextlib.suppress(ValueError, SyntaxError):  # what stays a string is refused below
-            value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if default is not None and not _like(value, default):
-        raise UsageError(
-            f"parameter {name!r} must be {_kind(default)} such as {default!r}, got {text!r}"
-        )
-    if parameter.choices and str(value) not in parameter.choices:
-        raise UsageError(f"parameter {name!r} is one of {_list(parameter.choices)}; got {text!r}")
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"parameter {name!r} cannot be {text!r}: {error}") from error
-    return value
-
-
-def _like(value: Any, default: Any) -> bool:
-    if isinstance(default, list | tuple):
-        same = isinstance(value, list | tuple)
-        return same and (not default or all(_like(item, default[0]) for item in value))
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    number = isinstance(default, float) and type(value) is int
-    return number or type(value) is type(default)
-
-
-def _kind(default: Any) -> str:
-    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
-    return names.get(type(default), f"a {type(default).__name__}")
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
 
 
 def plan(
@@ -297,22 +242,45 @@ def plan(
     claims.load(root)  # an error there is the user's to know before anything starts
     jobs = []
     for notebook in select(root, names):
-        known = _parameters_of(notebook.path)
-        custom = {}
-        for name, value in (values or {}).items():
-            if name in COMMON:
-                raise UsageError(f"give {name!r} as --{name}, not as a parameter")
-            if name not in known:
-                allowed = [n for n in known if n not in COMMON]
-                hint = claims.suggest(name, allowed)
-                raise UsageError(f"{notebook.name} has no parameter {name!r}{hint}")
-            checked = convert(value, name, known[name])
-            if checked != known[name].default:
-                custom[name] = checked
-        jobs.append(
-            Job(notebook.name, str(root), str(out.resolve()), preset, device, custom, force)
-        )
+        custom = checked(notebook, values or {}, preset)
+        jobs.append(job(root, notebook, custom, preset=preset, device=device, out=out, force=force))
     return jobs
+
+
+def checked(notebook: Notebook, values: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """Those of the values that differ from what the preset would take, in their right types.
+
+    Raises:
+        UsageError: for an unknown parameter, or a value of another type.
+    """
+    known, custom = parameters.of(notebook.path), {}
+    for name, value in values.items():
+        if name in COMMON:
+            raise UsageError(f"give {name!r} as --{name}, not as a parameter")
+        if name not in known:
+            hint = claims.suggest(name, [n for n in known if n not in COMMON])
+            raise UsageError(f"{notebook.name} has no parameter {name!r}{hint}")
+        converted = parameters.convert(value, name, known[name])
+        if converted != known[name].value(preset):
+            custom[name] = converted
+    return custom
+
+
+def job(
+    root: Path,
+    notebook: Notebook,
+    custom: dict[str, Any],
+    *,
+    preset: str,
+    device: str,
+    out: Path,
+    force: bool = False,
+) -> Job:
+    """The job of a notebook; one from elsewhere keeps its outputs apart in `own`."""
+    inside = notebook.path.is_relative_to(root / "notebooks")
+    place = out.resolve() if inside else out.resolve() / "own"
+    path = "" if inside and notebook.path.suffix == ".md" else str(notebook.path)
+    return Job(notebook.name, str(root), str(place), preset, device, custom, force, path)
 
 
 # --- cache ---------------------------------------------------------------------------------------
@@ -366,8 +334,8 @@ def cache_key(job: Job) -> str:
         committed.append(published)
     shown = {path.name: _load(path).get("data") for path in committed} or None
     software = {k: v for k, v in versions().items() if k != "fabook"}
-    machine = [platform.machine(), os.environ.get(THREADS[0], "1")]
-    data = os.environ.get("FABOOK_DATA") if job.preset == "paper" else None
+    machine = [platform.machine(), job.setting(THREADS[0]) or "1"]
+    data = job.setting("FABOOK_DATA") if job.preset == "paper" else None
     parts = [source_hash(job.source), checks, shown, _used(job), software, machine, data]
     return _digest(parts)
 
@@ -433,11 +401,11 @@ _kernels = _Kernels()
 
 
 def _kernel_environment(job: Job, result_file: Path) -> dict[str, str]:
-    threads = os.environ.get(THREADS[0], "1")
-    data = os.environ.get("FABOOK_DATA")  # kernels start elsewhere: a relative path would not hold
+    threads = job.setting(THREADS[0]) or "1"
+    data = job.setting("FABOOK_DATA")  # kernels start elsewhere: a relative path would not hold
     return (
         os.environ
-        | {name: os.environ.get(name, threads) for name in THREADS}
+        | {name: job.setting(name) or threads for name in THREADS}
         | ({"FABOOK_DATA": str(Path(data).absolute())} if data else {})
         | {
             "TQDM_DISABLE": "1",
@@ -492,14 +460,14 @@ def _execute(job: Job, work: Path, folder: Path) -> Any:
     from jupyter_core.utils import ensure_event_loop
 
     logging.getLogger("papermill").addHandler(_QUIET)
-    same = {name: parameter.default for name, parameter in _parameters_of(job.source).items()}
+    same = {name: known.default for name, known in parameters.of(job.source).items()}
     if same.get("device") == "auto":
         same["device"] = claims.resolve_device("auto")
     try:
         result = papermill.execute_notebook(
-            _read(job.source),
+            parameters.read(job.source),
             str(work.with_suffix(".ipynb")),
-            {name: value for name, value in _used(job).items() if value != same.get(name)},
+            {k: v for k, v in _used(job).items() if k not in same or v != same[k]},
             kernel_name="python3",
             progress_bar=False,
             kernel_manager_class=_manager(_kernel_environment(job, work), folder),
@@ -581,7 +549,13 @@ def _keep_partial(job: Job, partial: Path) -> str:
     kept = job.output("notebooks", ".failed.ipynb")
     kept.parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, kept)
-    return f"\nwhat there is of it: {kept}"
+    return f"\n{_KEPT}{kept}"
+
+
+def reason(outcome: Outcome) -> str:
+    """The last line of a failed job's error."""
+    lines = [line for line in outcome.message.strip().splitlines() if not line.startswith(_KEPT)]
+    return lines[-1] if lines else ""
 
 
 def _publish(job: Job, executed: Any, results: dict[str, Any], work: Path) -> None:
@@ -614,12 +588,14 @@ def _pretty(value: Any, *, levels: int) -> str:
 
 def _finished(job: Job, status: str, results: Mapping[str, Any]) -> Outcome:
     registry = claims.load(Path(job.root))
+    differing = claims.unexpected(registry, results)
     return Outcome(
         job,
         status,
         results["minutes"],
         lines=tuple(claims.verdict_line(entry) for entry in results["claims"]),
-        unexpected=tuple(claims.unexpected(registry, results)),
+        unexpected=tuple(differing) if not job.custom else (),
+        differing=tuple(differing) if job.custom else (),
     )
 
 
@@ -641,7 +617,7 @@ def _remove_temporary(lock: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sweep(out: Path) -> None:
+def _remove_remains(out: Path) -> None:
     """Remove temporary files of killed runs; what a living run has locked is left alone."""
     import filelock
 
@@ -690,22 +666,13 @@ def run(
         UsageError: if the scheduler does not answer.
         KeyboardInterrupt: after SIGINT or SIGTERM, when all kernels have ended.
     """
-    import joblib
-
     if not jobs:
         return []
     _kernels.stop.clear()
-    _sweep(Path(jobs[0].out))
-    n_jobs = min(n_jobs or joblib.cpu_count(), len(jobs))
+    _remove_remains(Path(jobs[0].out))
     outcomes = []
-    with _signals(kill_only=scheduler is None), _backend(scheduler):
-        parallel = joblib.Parallel(
-            n_jobs=None if scheduler else n_jobs,
-            batch_size=1,
-            pre_dispatch="all",
-            return_as="generator_unordered",
-        )
-        for outcome in parallel(joblib.delayed(execute)(job) for job in jobs):
+    with _signals(kill_only=scheduler is None):
+        for outcome in _on_cluster(jobs, scheduler) if scheduler else _here(jobs, n_jobs):
             report(outcome)
             outcomes.append(outcome)
     if _kernels.stop.is_set():
@@ -713,24 +680,44 @@ def run(
     return outcomes
 
 
-@contextlib.contextmanager
-def _backend(scheduler: str | None) -> Iterator[None]:
+def _here(jobs: Sequence[Job], n_jobs: int | None) -> Iterator[Outcome]:
+    """Execute in threads of this process, each of which waits for a kernel's process."""
     import joblib
 
-    if scheduler is None:
-        with joblib.parallel_config("threading"):  # each thread waits for a kernel process
-            yield
-        return
+    n_jobs = min(n_jobs or joblib.cpu_count(), len(jobs))
+    with joblib.parallel_config("threading"):
+        yield from joblib.Parallel(
+            n_jobs=n_jobs, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
+        )(joblib.delayed(execute)(job) for job in jobs)
+
+
+def _on_cluster(jobs: Sequence[Job], address: str) -> Iterator[Outcome]:
+    """Execute on the workers of a Dask cluster, never here; a dead worker's jobs go to others."""
     try:
-        from distributed import Client
+        from distributed import Client, as_completed
     except ImportError as error:
         raise UsageError("--scheduler needs the package 'distributed'") from error
     try:
-        client = Client(scheduler, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
+        client = Client(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise UsageError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
-    with client, joblib.parallel_config("dask", client=client):
-        yield
+        raise UsageError(f"no Dask scheduler answers at {address!r}: {error}") from error
+    carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
+    if "FABOOK_DATA" in carried:
+        carried["FABOOK_DATA"] = str(Path(carried["FABOOK_DATA"]).expanduser().absolute())
+    settings = {THREADS[0]: "1"} | carried
+    with client:
+        futures = {
+            client.submit(execute, replace(job, settings=settings), pure=False): job for job in jobs
+        }
+        try:
+            for future in as_completed(futures, loop=client.loop):
+                try:
+                    yield future.result()
+                except Exception as error:  # such as a worker that was lost again and again
+                    message = f"{type(error).__name__}: {error}"
+                    yield Outcome(futures[future], "failed", message=message)
+        finally:
+            client.cancel(list(futures))
 
 
 @contextlib.contextmanager

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from bookkit import cli
 
-COMMANDS = ("list", "run", "claims", "build", "data", "doctor")
+COMMANDS = ("list", "run", "sweep", "show", "claims", "build", "data", "data prepare", "doctor")
 
 
 @pytest.fixture
@@ -43,19 +44,47 @@ def printed(capsys: pytest.CaptureFixture[str]) -> object:
 @pytest.mark.parametrize("command", [*COMMANDS, ""])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main([command, "--help"] if command else ["--help"])
+        cli.main([*command.split(), "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "examples:\n  fabook " in text
     assert max(map(len, text.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run", "--jobs", "0"], ["run", "--fast"]])
+@pytest.mark.parametrize(
+    "arguments", [["fly"], ["run", "--jobs", "0"], ["run", "--fast"], ["sweep"], ["data"]]
+)
 def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
     assert "usage: fabook" in capsys.readouterr().err
+
+
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "usage: fabook" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"fabook {metadata.version('fabook')}\n"
+
+
+def test_each_action_lists_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for action in ("list", "fetch", "prepare"):
+        with pytest.raises(SystemExit):
+            cli.main(["data", action, "--help"])
+        shown[action] = capsys.readouterr().out.split("options:")[0]
+    assert "DIR" in shown["prepare"]
+    assert "DIR" not in shown["fetch"] + shown["list"]
+    assert "NAME" not in shown["list"]
+
+
+def test_papermills_spelling_of_a_parameter() -> None:
+    words = ["run", "a", "-p", "seed", "3", "-p", "lr", "-0.5", "-p", "x=y", "-r", "t", "a=b"]
+    joined = ["--parameter=seed=3", "--parameter=lr=-0.5", "--parameter=x=y"]
+    assert cli._joined(words) == ["run", "a", *joined, "--parameters_raw=t=a=b"]
 
 
 def test_list(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +127,9 @@ def test_claims(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["claims", "--json"]) == 0
     assert printed(capsys) == [entry | {"preset": "quick"}, entry]
     assert cli.main(["claims"]) == 0
-    assert capsys.readouterr().out.count("not run") == 2
+    shown = capsys.readouterr().out
+    assert shown.count("not run") == 2
+    assert "<=  0.5" in shown  # the bound with its comparison
     assert cli.main(["claims", "--preset", "fast"]) == 2
     assert "unknown preset 'fast' (allowed: quick, paper)" in capsys.readouterr().err
 
@@ -130,9 +161,14 @@ def test_data(
     assert capsys.readouterr().out == ""  # it comes with scikit-learn
     assert cli.main(["data", "fetch", "mnisd"]) == 2
     assert "mnist" in capsys.readouterr().err
-    assert cli.main(["data", "fetch"]) == 2
-    assert "takes the name of a set" in capsys.readouterr().err
-    assert cli.main(["data", "list", "mnist"]) == 2
+    for words in (["fetch"], ["list", "mnist"], ["prepare"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["data", *words])
+        assert caught.value.code == 2
+    target = tmp_path / "room"
+    assert cli.main(["data", "prepare", str(target), "digits"]) == 0  # comes with scikit-learn
+    assert cli.main(["data", "prepare", str(target), "mnisd"]) == 2
+    assert "mnist" in capsys.readouterr().err
 
 
 def test_doctor(
@@ -154,6 +190,32 @@ def test_doctor(
     assert "nowhere is no folder" in captured.out
     assert "key 'id' is missing" in captured.out
     assert "needed and not right: FABOOK_DATA" in captured.err
+
+
+def test_doctor_checks_versions_and_advises_what_works(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "site" / "jupyter_book-2.0.dist-info"  # as if version 2 were installed
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: jupyter-book\nVersion: 2.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert cli.main(["doctor"]) == 1
+    shown = capsys.readouterr()
+    assert "jupyter-book<2,>=1.0.4.post1 is needed, 2.0 is installed" in shown.out
+    assert "pip install '" in shown.out
+    assert "pip install fabook" not in shown.out  # no index has it
+    assert "pip install 'fabook" not in shown.out
+    assert "needed and not right: extra book" in shown.err
+
+
+def test_machine_readable_output_does_not_depend_on_the_locale(root: Path) -> None:
+    source = root / "notebooks" / "toy" / "alpha.md"
+    source.write_text(source.read_text().replace("Alpha, in short", "Über ∂α"), encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG"))}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "fabook", "list", "--json"]
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert json.loads(done.stdout.decode("utf-8"))[0]["title"] == "Über ∂α"
 
 
 def test_starting_needs_no_torch(root: Path) -> None:

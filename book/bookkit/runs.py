@@ -1,0 +1,88 @@
+"""The runs that lie in an output folder: a list of them, and the page of one."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bookkit import claims, runner
+
+_GLUE = re.compile(r"\{glue:text\}`([^`]+)`")
+
+
+def listed(out: Path) -> list[dict[str, Any]]:
+    """Every run with results: its name, preset, parameters, verdicts, minutes, date and files."""
+    rows = []
+    for folder in (out, out / "own"):
+        for path in sorted((folder / "results").glob("*/*/*.json")):
+            results = runner._load(path)
+            if results.get("schema") != claims.SCHEMA or "parameters" not in results:
+                continue
+            preset = path.relative_to(folder / "results").parts[0]
+            name = path.relative_to(folder / "results" / preset).with_suffix("").as_posix()
+            notebook = folder / "notebooks" / preset / f"{name}.ipynb"
+            rows.append(
+                {
+                    "run": name,
+                    "preset": preset,
+                    "parameters": results["parameters"],
+                    "verdicts": dict(Counter(entry["verdict"] for entry in results["claims"])),
+                    "minutes": results["minutes"],
+                    "date": results["date"],
+                    "results": str(path),
+                    "notebook": str(notebook) if notebook.is_file() else None,
+                }
+            )
+    return rows
+
+
+def find(out: Path, name: str, preset: str | None = None) -> dict[str, Any]:
+    """The one run of this name, of this end of a name, or of this hash.
+
+    Raises:
+        UsageError: if there is none, or several.
+    """
+    rows = [row for row in listed(out) if preset in (None, row["preset"])]
+    for fits in (
+        lambda run: run == name,
+        lambda run: run.split("/")[-1] == name,
+        lambda run: "@" in run and run.split("@")[1].startswith(name),
+        lambda run: run.split("/")[-1].startswith(name),
+    ):
+        found = [row for row in rows if fits(row["run"])]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(f"{row['run']} ({row['preset']})" for row in found)
+            raise runner.UsageError(f"{name!r} names several runs: {several}; see also --preset")
+    hint = claims.suggest(name, [row["run"] for row in rows])
+    raise runner.UsageError(f"no run {name!r} in {out}{hint}; `fabook list --runs` shows all")
+
+
+def page(row: dict[str, Any], out: Path) -> Path:
+    """The run's notebook as one HTML file, with the numbers of its prose in place."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    if row["notebook"] is None:
+        raise FileNotFoundError(f"the executed notebook of {row['run']} is missing: run it again")
+    notebook = nbformat.read(row["notebook"], as_version=4)
+    glued = {
+        output.metadata["scrapbook"]["name"]: str(next(iter(output.data.values()))).strip("'")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "scrapbook" in output.get("metadata", {})
+    }
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # glued values are for the prose alone
+            cell.outputs = [o for o in cell.outputs if "scrapbook" not in o.get("metadata", {})]
+        if cell.cell_type == "markdown":
+            cell.source = _GLUE.sub(lambda m: glued.get(m[1], m[0]), cell.source)
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
+    body, _ = exporter.from_notebook_node(notebook)
+    path = out / "pages" / row["preset"] / f"{row['run']}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(body, encoding="utf-8")
+    return path

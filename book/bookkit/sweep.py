@@ -1,0 +1,238 @@
+"""Many runs of one notebook: a grid of parameters, run in parallel, gathered into one tidy table.
+
+The table has a row for each run and check of a claim, a row for each number without axes that
+the notebook recorded, and one row for a run that failed. Its values are read from the results
+files, so that a sweep that was killed and started again ends with the same table.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bookkit import claims, parameters, runner
+from bookkit.parameters import UsageError
+
+LARGEST = 100_000  # runs of one sweep
+FIXED = (
+    *("run", "notebook", "preset", "status", "claim", "verdict", "quantity", "value", "sd"),
+    *("n_seeds", "comparison", "low", "high", "holds", "minutes", "device", "error"),
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of runs of one notebook: the jobs in the grid's order, and each one's values."""
+
+    jobs: list[runner.Job]
+    points: list[dict[str, Any]]
+    axes: dict[str, list[Any]]
+
+    @property
+    def stem(self) -> Path:
+        """Where its table lies, without suffix."""
+        first, digest = self.jobs[0], runner._digest([self.axes, self.jobs[0].preset])[:8]
+        return Path(first.out) / "sweeps" / first.preset / f"{first.notebook}@{digest}"
+
+
+def plan(
+    root: Path,
+    name: str,
+    values: Mapping[str, Sequence[Any]],
+    *,
+    preset: str = "quick",
+    device: str = "auto",
+    out: Path = Path("_build"),
+    force: bool = False,
+    local: bool = True,
+) -> Sweep:
+    """Check a grid and return its runs; nothing is written and no kernel starts.
+
+    Args:
+        values: for each parameter what was given for it, such as `["0..31"]` or `["64,256"]`.
+
+    Raises:
+        UsageError: for anything unknown, ill-typed, or too large, naming what is allowed.
+    """
+    chosen = runner.select(root, [name])
+    if len(chosen) != 1:
+        shown = ", ".join(book.name for book in chosen)
+        raise UsageError(f"a sweep is of one notebook; {name!r} stands for {shown}")
+    runner.plan(root, [name], preset=preset, device=device, out=out, local=local)  # checks them
+    known, notebook = parameters.of(chosen[0].path), chosen[0]
+    axes: dict[str, list[Any]] = {}
+    for key, texts in values.items():
+        found = [value for text in texts for value in parameters.several(text)]
+        for value in found:
+            runner.checked(notebook, {key: value}, preset)
+        converted = [parameters.convert(value, key, known[key]) for value in found]
+        axes[key] = [v for i, v in enumerate(converted) if v not in converted[:i]]
+    count = 1
+    for axis in axes.values():
+        count *= len(axis)
+    if count > LARGEST:
+        raise UsageError(f"the grid has {count} runs (at most {LARGEST})")
+    points = [dict(zip(axes, point)) for point in itertools.product(*axes.values())]
+    device = claims.resolve_device(device) if local else device
+    options: dict[str, Any] = dict(preset=preset, device=device, out=out, force=force)
+    jobs = [
+        runner.job(root, notebook, runner.checked(notebook, point, preset), **options)
+        for point in points
+    ]
+    return Sweep(jobs, points, axes)
+
+
+def run(
+    sweep: Sweep,
+    *,
+    n_jobs: int | None = None,
+    scheduler: str | None = None,
+    report: Callable[[runner.Outcome], None] = lambda outcome: None,
+) -> tuple[list[runner.Outcome], list[Row]]:
+    """Execute what is not up to date, and write the table as CSV and Parquet.
+
+    Interrupted, it still writes the table of what is there.
+    """
+    outcomes: dict[str, runner.Outcome] = {}
+
+    def keep(outcome: runner.Outcome) -> None:
+        outcomes[outcome.job.stem] = outcome
+        report(outcome)
+
+    try:
+        runner.run(sweep.jobs, n_jobs=n_jobs, scheduler=scheduler, report=keep)
+    finally:
+        rows = table(sweep, outcomes)
+        write(rows, sweep.stem)
+    return [outcomes[job.stem] for job in sweep.jobs], rows
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def table(sweep: Sweep, outcomes: Mapping[str, runner.Outcome]) -> list[Row]:
+    """The rows of all runs, in the grid's order."""
+    rows = []
+    for job, point in zip(sweep.jobs, sweep.points):
+        outcome = outcomes.get(job.stem, runner.Outcome(job, "not run"))
+        named = {f"{k}_parameter" if k in FIXED else k: _cell(v) for k, v in point.items()}
+        base = {"run": job.stem, "notebook": job.notebook, "preset": job.preset}
+        ended = outcome.status in ("done", "cached")
+        base |= named | {"status": "ok" if ended else outcome.status}
+        empty = dict.fromkeys([key for key in FIXED if key not in base])
+        if ended:
+            results = json.loads(job.output("results", ".json").read_text(encoding="utf-8"))
+            facts = {"minutes": results["minutes"], "device": results["device"]}
+            rows += [base | empty | facts | quantity for quantity in _quantities(results)]
+        else:
+            rows.append(base | empty | {"error": runner.reason(outcome) or None})
+    return rows
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _quantities(results: Mapping[str, Any]) -> Iterator[Row]:
+    """Every check of a results file, then every number without axes."""
+    for entry in results["claims"]:
+        for check in entry["checks"]:
+            bound = check["bound"]
+            low, high = bound if isinstance(bound, list) else (bound, bound)
+            yield {
+                "claim": entry["id"],
+                "verdict": entry["verdict"],
+                "quantity": check["quantity"],
+                "value": check["value"],
+                "sd": entry["sd"],
+                "n_seeds": entry["seeds"],
+                "comparison": check["comparison"],
+                "low": None if check["comparison"][0] == "<" else low,
+                "high": None if check["comparison"][0] == ">" else high,
+                "holds": check["holds"],
+            }
+    for label, recorded in results["data"].items():
+        for name, value in recorded.get("arrays", {}).items():
+            if isinstance(value, int | float):
+                yield {"quantity": f"{label}.{name}", "value": value}
+
+
+def write(rows: Sequence[Row], stem: Path) -> None:
+    """The rows as CSV and Parquet; each file is complete or absent."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    names = list(rows[0])
+    temporary = stem.with_name(f".{stem.name}-{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, f"{stem}.csv")
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {name: _column([row[name] for row in rows]) for name in names}
+    parquet.write_table(pyarrow.table(columns), temporary)
+    os.replace(temporary, f"{stem}.parquet")
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type: whole numbers among fractions become fractions, other mixtures text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return [None if value is None else float(value) for value in values]
+    return values if len(kinds) < 2 else [None if value is None else str(value) for value in values]
+
+
+# --- a picture -----------------------------------------------------------------------------------
+
+
+def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path:
+    """A quantity over the first swept parameter but the seed: points are runs, lines medians.
+
+    Args:
+        quantity: its name, or `claim.quantity`; by default the first of the table.
+
+    Raises:
+        UsageError: if no run has such a quantity.
+    """
+    from matplotlib.figure import Figure
+
+    names = {f"{row['claim']}.{row['quantity']}": row["quantity"] for row in rows if row["claim"]}
+    names |= {row["quantity"]: row["quantity"] for row in rows if row["quantity"]}
+    wanted = quantity or next(iter(names.values()), "")
+    if wanted not in names:
+        raise UsageError(f"no run has the quantity {wanted!r}{claims.suggest(wanted, names)}")
+    swept = [axis for axis, values in sweep.axes.items() if len(values) > 1]
+    x, *lines = sorted(swept, key=lambda axis: axis == "seed") or list(sweep.axes)
+    lines = [axis for axis in lines if axis != "seed"]
+    groups: dict[str, dict[Any, list[float]]] = {}
+    stems = {job.stem: point for job, point in zip(sweep.jobs, sweep.points)}
+    for row in rows:
+        if wanted in (row["quantity"], f"{row['claim']}.{row['quantity']}"):
+            point = stems[row["run"]]
+            label = ", ".join(f"{axis} = {point[axis]}" for axis in lines)
+            if row["value"] is not None:
+                groups.setdefault(label, {}).setdefault(_cell(point[x]), []).append(row["value"])
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel=x, ylabel=wanted)
+    for label, found in groups.items():
+        (line,) = axes.plot(list(found), [_median(v) for v in found.values()], label=label or None)
+        for at, several in found.items():
+            axes.plot([at] * len(several), several, "o", mfc="none", color=line.get_color())
+    if lines:
+        axes.legend(frameon=False)
+    path = Path(f"{sweep.stem}.png")
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered, half = sorted(values), len(values) // 2
+    return (ordered[half] + ordered[-half - 1]) / 2

@@ -1,0 +1,94 @@
+"""Other people's tools run an exported notebook, from an installed package and outside a clone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "robertson2023/minimum_norm"
+SIZES = {"steps": 60, "pieces": 2}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel's content, nothing else of the repository beside it."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheels = str(folder / "wheels")
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, str(ROOT)], check=True)
+    (wheel,) = (folder / "wheels").glob("*.whl")
+    target = ["--no-deps", "--no-compile", "--target", str(folder / "site"), str(wheel)]
+    subprocess.run([*pip, "install", *target], check=True)
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Path:
+    """The notebook as `jupytext --to ipynb` writes it, in an empty folder."""
+    path = tmp_path_factory.mktemp("elsewhere") / "minimum_norm.ipynb"
+    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.md"), path)
+    return path
+
+
+def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A tool with the installed package in place of the repository."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FABOOK_")}
+    environment |= {"PYTHONPATH": str(installed), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def printed(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_the_wheel_brings_the_claims(installed: Path, tmp_path: Path) -> None:
+    code = "from bookkit import claims; print(claims.find_root(), len(claims.load()))"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    environment.pop("FABOOK_ROOT", None)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    folder, count = done.stdout.split()
+    assert Path(folder) == installed / "bookkit" / "_book"
+    assert int(count) > 50
+    shown = run(installed, tmp_path, "fabook", "claims", "--json", "--preset", "paper")
+    rows = json.loads(shown.stdout)
+    assert {row["verdict"] for row in rows} - {"not run"}  # the committed results came along
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_papermill_with_parameters(installed: Path, exported: Path) -> None:
+    words = ["papermill", exported.name, "out.ipynb"]
+    for name, value in SIZES.items():
+        words += ["-p", name, str(value)]
+    done = run(installed, exported.parent, *words)
+    assert done.returncode == 0, done.stderr
+    assert "robertson2023.minimum_norm." in printed(exported.parent / "out.ipynb")  # verdicts
+
+
+def test_jupyter_execute_and_then_nbval(installed: Path, exported: Path) -> None:
+    notebook = nbformat.read(exported, as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source += "".join(f"\n{name} = {value}" for name, value in SIZES.items())
+    path = exported.parent / "own.ipynb"
+    nbformat.write(notebook, path)
+    done = run(installed, path.parent, "jupyter", "execute", "--inplace", path.name)
+    assert done.returncode == 0, done.stderr
+    assert "robertson2023.minimum_norm." in printed(path)
+    options = ["-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
+    done = run(installed, path.parent, "pytest", "-q", *options, path.name)
+    assert done.returncode == 0, done.stdout

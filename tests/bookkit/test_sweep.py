@@ -1,0 +1,289 @@
+"""Sweeps: a grid in parallel, here and on a real Dask cluster, gathered into one table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bookkit import cli, parameters, runner, sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = """\
+---
+kernelspec: {display_name: Python 3, language: python, name: python3}
+---
+# A toy
+
+```{code-cell} python
+:tags: [parameters]
+preset = "quick"      # one of: quick, paper
+seed = 0
+device = "auto"       # one of: auto, cpu, cuda
+rule = "fa"
+width = 1
+pause = 0.0
+```
+
+```{code-cell} python
+import json, os, time
+with open(os.environ["FABOOK_ROOT"] + "/log.txt", "a") as log:
+    print(os.getpid(), os.getppid(), file=log)
+time.sleep(pause)
+assert width != 13, "thirteen is refused"
+arrays = dict(size=width * (1 + seed), parent=os.getppid(), rule=rule,
+              data=os.environ.get("FABOOK_DATA", ""), t=[1, 2])
+result = dict(schema=1, notebook="toy/alpha", preset=preset, seed=seed, device=device, claims=[],
+              data=dict(found=dict(dims=["t"], arrays=arrays)), datasets=[])
+with open(os.environ["FABOOK_RESULT_FILE"], "w") as file:
+    json.dump(result, file)
+```
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A book with one notebook and no claim."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "claims.toml").write_text("", encoding="utf-8")
+    (tmp_path / "notebooks" / "toy").mkdir(parents=True)
+    (tmp_path / "notebooks" / "toy" / "alpha.md").write_text(NOTEBOOK, encoding="utf-8")
+    monkeypatch.setenv("FABOOK_ROOT", str(tmp_path))
+    monkeypatch.delenv("FABOOK_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tables(root: Path) -> list[Path]:
+    return sorted((root / "_build" / "sweeps").rglob("*.csv"))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def kernels(root: Path) -> list[tuple[int, int]]:
+    log = root / "log.txt"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return [(int(pid), int(parent)) for pid, parent in map(str.split, lines)]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+# --- here ----------------------------------------------------------------------------------------
+
+
+def test_a_grid_becomes_one_tidy_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sweep", "alpha", "-p", "seed=0..1", "-p", "width", "1,3", "--jobs", "2", "--plot"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "4 runs, 0 failed" in printed
+    (path,) = tables(root)
+    assert str(path) in printed
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    before = path.read_bytes()
+    rows = [row for row in read(path) if row["quantity"] == "found.size"]
+    found = [(row["seed"], row["width"], row["value"], row["status"]) for row in rows]
+    expected = [("0", "1", "1"), ("0", "3", "3"), ("1", "1", "2"), ("1", "3", "6")]
+    assert found == [(*values, "ok") for values in expected]
+    assert {row["quantity"] for row in read(path)} == {"found.size", "found.parent"}  # numbers only
+
+    from pyarrow import parquet
+
+    same = parquet.read_table(path.with_suffix(".parquet")).to_pylist()
+    assert [row["value"] for row in same if row["quantity"] == "found.size"] == [1, 3, 2, 6]
+    assert list(same[0]) == list(read(path)[0])
+
+    assert cli.main(arguments) == 0  # nothing to do
+    assert capsys.readouterr().out.count("up to date") == 4
+    assert len(kernels(root)) == 4
+    assert path.read_bytes() == before
+
+    assert cli.main(["list", "--runs", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 4
+
+
+def test_a_run_that_fails_has_its_row_and_its_report(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sweep", "alpha", "-p", "width=1,13,2"]) == 1
+    printed = capsys.readouterr()
+    assert "(width=13): cell In [3] failed" in printed.err
+    assert "3 runs, 1 failed" in printed.out
+    rows = read(tables(root)[0])
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert [(row["width"], row["quantity"]) for row in failed] == [("13", "")]
+    assert "thirteen is refused" in failed[0]["error"]
+    assert {row["width"] for row in rows if row["status"] == "ok"} == {"1", "2"}
+
+
+def test_killed_and_started_again_it_ends_with_the_same_table(root: Path) -> None:
+    command = [sys.executable, "-m", "fabook", "sweep", "alpha", "-p", "pause=0.5"]
+    command += ["-p", "seed=0..5", "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: len(kernels(root)) >= 3)
+        process.kill()
+    assert tables(root) == []
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("up to date") >= 1
+    rows = [row for row in read(tables(root)[0]) if row["quantity"] == "found.size"]
+    assert [row["seed"] for row in rows] == list("012345")
+
+
+def test_several_ways_to_give_a_grid(root: Path) -> None:
+    given = parameters.given(["seed=1", "seed=2..3"], yaml_texts=["{rule: a}"])
+    grid = sweep.plan(root, "alpha", given, out=root / "_build")
+    assert grid.axes == {"rule": ["a"], "seed": [1, 2, 3]}
+    again = sweep.plan(root, "alpha", parameters.given(["seed=1,1,2"]), out=root / "_build")
+    assert grid.stem != again.stem
+    assert len(again.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["sed=1"], "has no parameter 'sed'; did you mean 'seed'?"),
+        (["seed=0,x"], "'seed' must be an integer"),
+        (["seed=0..9999", "width=1..100"], "the grid has 1000000 runs"),
+        (["device=cpu"], "give 'device' as --device"),
+    ],
+)
+def test_refused_before_anything_starts(
+    root: Path, values: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for value in values for word in ("-p", value)]
+    assert cli.main(["sweep", "alpha", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert kernels(root) == []
+
+
+HOSTILE = ["'; import os; os._exit(1) #", '"""', "a\nb", "{x}\\", "$(id)", "ä∂\t", "..", "%s"]
+
+
+def test_hostile_values_arrive_as_data(root: Path) -> None:
+    given = {"rule": [parameters.Raw(text) for text in HOSTILE]}
+    grid = sweep.plan(root, "alpha", given, out=root / "_build")
+    outcomes, _ = sweep.run(grid, n_jobs=2)
+    assert [outcome.status for outcome in outcomes] == ["done"] * len(HOSTILE)
+    stored = [
+        json.loads(job.output("results", ".json").read_text(encoding="utf-8")) for job in grid.jobs
+    ]
+    assert [results["data"]["found"]["arrays"]["rule"] for results in stored] == HOSTILE
+    assert [row["rule"] for row in read(tables(root)[0])][::2] == HOSTILE
+
+
+# --- on a cluster --------------------------------------------------------------------------------
+
+
+class Cluster:
+    """A Dask scheduler and workers without nannies, each a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.workers = folder, list[subprocess.Popen[bytes]]()
+        file = folder / "scheduler.json"
+        words = ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+        self.scheduler = self.start(*words, "--scheduler-file", str(file))
+        wait_until(lambda: file.is_file() and file.read_text().strip().endswith("}"))
+        self.address = json.loads(file.read_text())["address"]
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        environment = {k: v for k, v in os.environ.items() if k != "FABOOK_DATA"}
+        command = [sys.executable, "-m", "dask", *words]
+        log = open(self.folder / "cluster.log", "ab")  # noqa: SIM115
+        with log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def add(self) -> subprocess.Popen[bytes]:
+        words = ["worker", self.address, "--nworkers", "1", "--nthreads", "1", "--no-nanny"]
+        self.workers.append(self.start(*words, "--no-dashboard"))
+        return self.workers[-1]
+
+    def close(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(root: Path) -> Iterator[Cluster]:
+    made = Cluster(root)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_worker_killed_in_the_middle(root: Path, cluster: Cluster) -> None:
+    first, second = cluster.add(), cluster.add()
+    command = [sys.executable, "-m", "fabook", "sweep", "alpha", "-p", "seed=0..9"]
+    command += ["-p", "pause=0.4", "--scheduler", cluster.address]
+    environment = os.environ | {"FABOOK_DATA": str(root)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: {first.pid, second.pid} <= {parent for _, parent in kernels(root)})
+        first.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "10 runs, 0 failed" in output
+    rows = read(tables(root)[0])
+    sizes = [row for row in rows if row["quantity"] == "found.size"]
+    assert [row["seed"] for row in sizes] == [str(seed) for seed in range(10)]  # each exactly once
+    assert len({row["run"] for row in rows}) == 10
+    hosts = {int(row["value"]) for row in rows if row["quantity"] == "found.parent"}
+    assert second.pid in hosts
+    assert hosts <= {first.pid, second.pid}  # never in the client's process
+    results = json.loads(next((root / "_build" / "results").rglob("*.json")).read_text())
+    assert results["data"]["found"]["arrays"]["data"] == str(root)  # the client's, not the worker's
+
+
+def test_one_worker_with_one_thread_runs_what_was_sent(root: Path, cluster: Cluster) -> None:
+    worker = cluster.add()
+    jobs = runner.plan(root, ["alpha"], out=root / "_build")
+    outcomes = runner.run(jobs, scheduler=cluster.address)
+    assert [outcome.status for outcome in outcomes] == ["done"]
+    assert [parent for _, parent in kernels(root)] == [worker.pid]
+
+
+STUBS = {
+    "sbatch": 'setsid bash "$1" > "$STUBS/job-$$.log" 2>&1 &\necho "Submitted batch job $!"\n',
+    "scancel": 'kill -- "-$1"\n',
+}
+
+
+def test_the_slurm_script_of_the_book(root: Path) -> None:
+    page = (ROOT / "book" / "sweeps.md").read_text(encoding="utf-8")
+    (script,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "SLURMCluster" in block
+    ]
+    (root / "sweep_slurm.py").write_text(script, encoding="utf-8")
+    stubs = root / "stubs"
+    stubs.mkdir()
+    for name, text in STUBS.items():
+        (stubs / name).write_text(f"#!/bin/bash\n{text}", encoding="utf-8")
+        (stubs / name).chmod(0o755)
+    path = os.pathsep.join([str(stubs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "STUBS": str(stubs)}
+    command = [sys.executable, "sweep_slurm.py", "alpha", "-p", "seed=0..3"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 runs, 0 failed" in done.stdout
+    assert len(list(stubs.glob("job-*.log"))) >= 1
+    assert len(kernels(root)) == 4
