@@ -108,7 +108,7 @@ class Outcome:
     message: str = ""
     lines: tuple[str, ...] = ()  # a verdict line for each claim
     unexpected: tuple[str, ...] = ()  # those that differ from the expected verdict
-    differing: tuple[str, ...] = ()  # the same in a run with parameters of one's own: no error
+    differing: tuple[str, ...] = ()  # the claims of these if parameters are one's own: no error
 
 
 # --- what there is -------------------------------------------------------------------------------
@@ -588,14 +588,15 @@ def _pretty(value: Any, *, levels: int) -> str:
 
 def _finished(job: Job, status: str, results: Mapping[str, Any]) -> Outcome:
     registry = claims.load(Path(job.root))
-    differing = claims.unexpected(registry, results)
+    entries = results["claims"]
+    odd = tuple(e["id"] for e in entries if e["verdict"] != registry[e["id"]].expects(job.preset))
     return Outcome(
         job,
         status,
         results["minutes"],
-        lines=tuple(claims.verdict_line(entry) for entry in results["claims"]),
-        unexpected=tuple(differing) if not job.custom else (),
-        differing=tuple(differing) if job.custom else (),
+        lines=tuple(claims.verdict_line(entry) for entry in entries),
+        unexpected=() if job.custom else tuple(claims.unexpected(registry, results)),
+        differing=odd if job.custom else (),
     )
 
 

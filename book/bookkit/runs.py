@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
@@ -82,7 +83,19 @@ def page(row: dict[str, Any], out: Path) -> Path:
             cell.source = _GLUE.sub(lambda m: glued.get(m[1], m[0]), cell.source)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
     body, _ = exporter.from_notebook_node(notebook)
+    body = re.sub(r'<script[^>]*src="[^"]*"[^>]*></script>', "", body)
+    body = body.replace("</head>", f"{_mathjax()}</head>", 1)
     path = out / "pages" / row["preset"] / f"{row['run']}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(body, encoding="utf-8")
     return path
+
+
+def _mathjax() -> str:
+    """Formulas from the MathJax that is installed here; without it they stay as TeX."""
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None or spec.origin is None:
+        return ""
+    script = Path(spec.origin).parent / "static" / "mathjax" / "tex-chtml.js"
+    settings = "window.MathJax = {tex: {inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}}"
+    return f'<script>{settings}</script><script defer src="{script.as_uri()}"></script>'

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid of runs of one notebook: the jobs in the grid's order, and each one's values."""
+    """A grid of runs of one notebook, in order: the jobs, and the values of each."""
 
     jobs: list[runner.Job]
     points: list[dict[str, Any]]
@@ -74,10 +75,7 @@ def plan(
             runner.checked(notebook, {key: value}, preset)
         converted = [parameters.convert(value, key, known[key]) for value in found]
         axes[key] = [v for i, v in enumerate(converted) if v not in converted[:i]]
-    count = 1
-    for axis in axes.values():
-        count *= len(axis)
-    if count > LARGEST:
+    if (count := math.prod(map(len, axes.values()))) > LARGEST:
         raise UsageError(f"the grid has {count} runs (at most {LARGEST})")
     points = [dict(zip(axes, point)) for point in itertools.product(*axes.values())]
     device = claims.resolve_device(device) if local else device
@@ -122,7 +120,7 @@ def table(sweep: Sweep, outcomes: Mapping[str, runner.Outcome]) -> list[Row]:
     rows = []
     for job, point in zip(sweep.jobs, sweep.points):
         outcome = outcomes.get(job.stem, runner.Outcome(job, "not run"))
-        named = {f"{k}_parameter" if k in FIXED else k: _cell(v) for k, v in point.items()}
+        named = {f"{k}_parameter" if k in FIXED else k: cell(v) for k, v in point.items()}
         base = {"run": job.stem, "notebook": job.notebook, "preset": job.preset}
         ended = outcome.status in ("done", "cached")
         base |= named | {"status": "ok" if ended else outcome.status}
@@ -136,7 +134,8 @@ def table(sweep: Sweep, outcomes: Mapping[str, runner.Outcome]) -> list[Row]:
     return rows
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """A value as one cell of a table: lists and mappings as JSON."""
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
@@ -188,51 +187,3 @@ def _column(values: list[Any]) -> list[Any]:
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]
     return values if len(kinds) < 2 else [None if value is None else str(value) for value in values]
-
-
-# --- a picture -----------------------------------------------------------------------------------
-
-
-def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path:
-    """A quantity over the first swept parameter but the seed: points are runs, lines medians.
-
-    Args:
-        quantity: its name, or `claim.quantity`; by default the first of the table.
-
-    Raises:
-        UsageError: if no run has such a quantity.
-    """
-    from matplotlib.figure import Figure
-
-    names = {f"{row['claim']}.{row['quantity']}": row["quantity"] for row in rows if row["claim"]}
-    names |= {row["quantity"]: row["quantity"] for row in rows if row["quantity"]}
-    wanted = quantity or next(iter(names.values()), "")
-    if wanted not in names:
-        raise UsageError(f"no run has the quantity {wanted!r}{claims.suggest(wanted, names)}")
-    swept = [axis for axis, values in sweep.axes.items() if len(values) > 1]
-    x, *lines = sorted(swept, key=lambda axis: axis == "seed") or list(sweep.axes)
-    lines = [axis for axis in lines if axis != "seed"]
-    groups: dict[str, dict[Any, list[float]]] = {}
-    stems = {job.stem: point for job, point in zip(sweep.jobs, sweep.points)}
-    for row in rows:
-        if wanted in (row["quantity"], f"{row['claim']}.{row['quantity']}"):
-            point = stems[row["run"]]
-            label = ", ".join(f"{axis} = {point[axis]}" for axis in lines)
-            if row["value"] is not None:
-                groups.setdefault(label, {}).setdefault(_cell(point[x]), []).append(row["value"])
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=x, ylabel=wanted)
-    for label, found in groups.items():
-        (line,) = axes.plot(list(found), [_median(v) for v in found.values()], label=label or None)
-        for at, several in found.items():
-            axes.plot([at] * len(several), several, "o", mfc="none", color=line.get_color())
-    if lines:
-        axes.legend(frameon=False)
-    path = Path(f"{sweep.stem}.png")
-    figure.savefig(path, dpi=150)
-    return path
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered, half = sorted(values), len(values) // 2
-    return (ordered[half] + ordered[-half - 1]) / 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bookkit import cli
+from bookkit import arguments, cli
 
 COMMANDS = ("list", "run", "sweep", "show", "claims", "build", "data", "data prepare", "doctor")
 
@@ -52,11 +52,11 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["fly"], ["run", "--jobs", "0"], ["run", "--fast"], ["sweep"], ["data"]]
+    "words", [["fly"], ["run", "--jobs", "0"], ["run", "--fast"], ["sweep"], ["data"]]
 )
-def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        cli.main(words)
     assert caught.value.code == 2
     assert "usage: fabook" in capsys.readouterr().err
 
@@ -84,7 +84,7 @@ def test_each_action_lists_its_own_options(capsys: pytest.CaptureFixture[str]) -
 def test_papermills_spelling_of_a_parameter() -> None:
     words = ["run", "a", "-p", "seed", "3", "-p", "lr", "-0.5", "-p", "x=y", "-r", "t", "a=b"]
     joined = ["--parameter=seed=3", "--parameter=lr=-0.5", "--parameter=x=y"]
-    assert cli._joined(words) == ["run", "a", *joined, "--parameters_raw=t=a=b"]
+    assert arguments.joined(words) == ["run", "a", *joined, "--parameters_raw=t=a=b"]
 
 
 def test_list(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,7 +282,7 @@ def test_another_verdict_with_ones_own_parameters_is_no_error(
         assert cli.main(["run", "toy/recorded", "-p", "rate", "0.5"]) == 0
         printed = capsys.readouterr()
         assert printed.err == ""
-        assert "other than with the preset's values: not reproduced" in printed.out
+        assert "other than with the preset's values: toy.recorded.small" in printed.out
         assert "rate = 0.5" in printed.out
         assert str(repository.out / "results" / "quick" / "toy" / "recorded@") in printed.out
 

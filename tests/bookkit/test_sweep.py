@@ -118,6 +118,25 @@ def test_a_grid_becomes_one_tidy_table(root: Path, capsys: pytest.CaptureFixture
     assert len(json.loads(capsys.readouterr().out)) == 4
 
 
+def test_the_page_of_one_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = root / "notebooks" / "toy" / "alpha.md"
+    source.write_text(NOTEBOOK + "\nWith {glue:text}`n` units, $N=1$.\n", encoding="utf-8")
+    with open(source, "a", encoding="utf-8") as file:
+        file.write("\n```{code-cell} python\n")
+        file.write('import bookkit\nbookkit.start("toy/alpha").glue("n", "3,200")\n```\n')
+    assert cli.main(["run", "alpha", "-p", "seed", "7"]) == 0
+    printed = capsys.readouterr().out
+    (run,) = re.findall(r"toy/alpha@(\w{8}) \(quick, seed = 7\)", printed)
+    assert cli.main(["show", run]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "    seed = 7" in shown
+    page = Path(shown[-1]).read_text(encoding="utf-8")
+    assert "With 3,200 units" in page
+    assert re.findall(r'<(?:script|link)[^>]*(?:src|href)="https?:', page) == []
+    assert cli.main(["show", "nothing"]) == 2
+    assert "no run 'nothing'" in capsys.readouterr().err
+
+
 def test_a_run_that_fails_has_its_row_and_its_report(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
