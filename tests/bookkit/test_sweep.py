@@ -278,7 +278,9 @@ def test_one_worker_with_one_thread_runs_what_was_sent(root: Path, cluster: Clus
 
 
 STUBS = {
-    "sbatch": 'setsid bash "$1" > "$STUBS/job-$$.log" 2>&1 &\necho "Submitted batch job $!"\n',
+    # As Slurm does, a copy of the script runs: the client removes its own at once.
+    "sbatch": 'cp "$1" "$STUBS/$$.sh"; setsid bash "$STUBS/$$.sh" > "$STUBS/job-$$.log" 2>&1 &\n'
+    'echo "Submitted batch job $!"\n',
     "scancel": 'kill -- "-$1"\n',
 }
 
