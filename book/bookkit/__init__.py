@@ -6,6 +6,6 @@ It knows no paper's name and nothing of feedback alignment. In a notebook::
     run = bookkit.start("paper/notebook", globals())
 """
 
-from .claims import Run, start
+from .record import Run, start
 
 __all__ = ["Run", "start"]

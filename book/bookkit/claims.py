@@ -1,15 +1,18 @@
-"""Claims as data: the registry `book/claims.toml`, its verdicts, and the recorder notebooks use.
+"""Claims as data: the registry `book/claims.toml` and its verdicts.
 
 A claim is one sentence of a paper, or one derived from it, with checks that a machine can
-decide: `quantity comparison bound`. A notebook computes the quantities and calls `Run.claim`;
-the verdict is `reproduced` if every check of this preset holds, else `not reproduced`.
+decide: `quantity comparison bound`. A notebook computes the quantities and calls `Run.claim`.
+The claim is `not reproduced` if one of its checks fails, `reproduced` if all hold, and `undecided`
+if the interval of one contains its bound: more seeds are needed then. What the preset does not
+check is `not run`.
 
-This module imports the standard library only; numpy and torch are imported where they are used.
+This module imports the standard library only; numpy and scipy are imported where they are used.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import operator
@@ -17,19 +20,22 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 PACKAGED = Path(__file__).resolve().parent / "_book"  # claims and results in a wheel
 PRESETS = ("quick", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 SOURCES = ("paper", "derived")
-REPRODUCED, NOT_REPRODUCED, NOT_RUN = VERDICTS = ("reproduced", "not reproduced", "not run")
+REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = (
+    "reproduced",
+    "not reproduced",
+    "undecided",
+    "not run",
+)
+STATISTICS = ("mean", "median", "fraction", "paired difference")  # see `bookkit.judging`
+OWNERS = ("paper", "ours")
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -37,18 +43,15 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "within": lambda value, bound: bound[0] <= value <= bound[1],
 }
-SCHEMA = 1
-GLUE_PREFIX = "application/papermill.record/"  # myst-nb stores glued values under this prefix
+SCHEMA = 2
 _CLAIM_REQUIRED = ("id", "notebook", "paper", "where", "statement", "source", "check")
-_CLAIM_KEYS = (*_CLAIM_REQUIRED, "paper_value", "expected", "tried")
+_CLAIM_KEYS = (*_CLAIM_REQUIRED, "paper_value", "expected", "tried", "changed_after_run")
 _PAPER_KEYS = ("id", "name", "sentence")
 _CHECK_REQUIRED = ("quantity", "label", "comparison", "bound")
-_CHECK_KEYS = (*_CHECK_REQUIRED, "preset")
+_CHECK_KEYS = (*_CHECK_REQUIRED, "preset", "statistic", "whose")
+_SCORED = ("measured", "low", "high", "sd", "seeds", "bound", "verdict")
 _NAME = re.compile(r"[a-z0-9_]+/[a-z0-9_]+")
 _PART = re.compile(r"[a-z0-9_]+")
-
-_SIMPLE = (bool, int, float, str, list, tuple, dict)  # what a parameter can be
-_first_start: dict[str, set[str]] = {}  # notebook -> names that were set when it first started
 
 Bound = float | list[float]
 
@@ -131,18 +134,74 @@ def resolve_device(device: str) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """One decidable part of a claim: `quantity comparison bound`."""
+    """One decidable part of a claim: `quantity comparison bound`.
+
+    With a statistic, the quantity has one value for each seed, and the check is decided by the
+    95 % interval of that statistic; without one, it is one number.
+    """
 
     quantity: str
     label: str
     comparison: str
     bounds: dict[str, Bound]  # preset -> bound; a preset without one is not checked
+    statistic: str | None = None
+    whose: str = "ours"  # the bound: the paper's statement, or ours
 
-    def holds(self, value: float | None, preset: str) -> bool:
-        """Whether the check holds; a missing, NaN or infinite value never does."""
-        if value is None or not math.isfinite(value):
-            return False
-        return bool(COMPARISONS[self.comparison](value, self.bounds[preset]))
+    def decide(self, value: Any, preset: str) -> dict[str, Any]:
+        """The check's entry in a results file; `holds` is None where it is undecided.
+
+        A missing, NaN or infinite value never holds. Rounded values are judged, so that the file
+        agrees with itself.
+
+        Raises:
+            ValueError: for one value where there should be one for each seed, or the reverse.
+        """
+        bound = self.bounds[preset]
+        entry: dict[str, Any] = {"quantity": self.quantity, "value": None}
+        if self.statistic is None:
+            if isinstance(value, list):
+                raise ValueError(
+                    f"{self.quantity} must be one number, got {len(value)}: its check names no "
+                    f"statistic (allowed: {', '.join(STATISTICS)})"
+                )
+            entry["value"] = round_number(value)
+            known = entry["value"] is not None and math.isfinite(entry["value"])
+            holds = known and bool(COMPARISONS[self.comparison](entry["value"], bound))
+        else:
+            found, holds = self._interval(value, bound)
+            entry |= {"statistic": self.statistic} | found
+        return entry | {"comparison": self.comparison, "bound": bound, "holds": holds}
+
+    def _interval(self, value: Any, bound: Bound) -> tuple[dict[str, Any], bool | None]:
+        from bookkit import judging
+
+        if value is None:
+            return {}, False
+        if not isinstance(value, list):
+            raise ValueError(
+                f"{self.quantity} needs one value for each seed (its check's statistic is "
+                f"{self.statistic!r}), got {value!r}"
+            )
+        values = [_rounded(one) for one in value]
+        found = judging.interval(_plain(values), str(self.statistic))
+        return {
+            "value": round_number(found.estimate),
+            "low": round_number(found.low),
+            "high": round_number(found.high),
+            "seeds": found.n,
+            "values": values,
+        }, judging.decides(found, self.comparison, bound)
+
+
+def _rounded(value: Any) -> Any:
+    return [_rounded(one) for one in value] if isinstance(value, list) else round_number(value)
+
+
+def _plain(values: Any) -> Any:
+    """The values with NaN in the place of null."""
+    if isinstance(values, list):
+        return [_plain(one) for one in values]
+    return math.nan if values is None else values
 
 
 @dataclass(frozen=True)
@@ -159,6 +218,7 @@ class Claim:
     expected: dict[str, str]  # preset -> verdict
     tried: str | None
     checks: tuple[Check, ...]
+    changed_after_run: str | None = None  # why, if a check was changed after the run it judges
 
     def checks_in(self, preset: str) -> list[Check]:
         """The checks that this preset decides."""
@@ -167,6 +227,14 @@ class Claim:
     def expects(self, preset: str) -> str:
         """The verdict expected in this preset (`not run` where it has no check)."""
         return self.expected[preset] if self.checks_in(preset) else NOT_RUN
+
+    def registered(self, preset: str) -> str:
+        """A hash of what decides the claim in this preset: the same as long as nothing does."""
+        checks = [
+            [check.quantity, check.comparison, check.bounds[preset], check.statistic]
+            for check in self.checks_in(preset)
+        ]
+        return hashlib.sha256(json.dumps(checks).encode()).hexdigest()[:16]
 
 
 def _read(root: str | Path | None) -> dict[str, Any]:
@@ -282,9 +350,12 @@ def _claim(entry: Mapping[str, Any], where: str) -> Claim:
         expected=expected,
         tried=_text(entry, "tried", where) if "tried" in entry else None,
         checks=tuple(
-            _check(check, f"{where}, check {number}")
+            _check(check, f"{where}, check {number}", texts["source"])
             for number, check in enumerate(entry["check"], start=1)
         ),
+        changed_after_run=_text(entry, "changed_after_run", where)
+        if "changed_after_run" in entry
+        else None,
     )
 
 
@@ -292,11 +363,11 @@ def _expected(value: Any, where: str) -> dict[str, str]:
     table = value if isinstance(value, Mapping) else dict.fromkeys(PRESETS, value)
     for preset in table:
         _choice(preset, "preset in expected", where, PRESETS)
-    allowed = (REPRODUCED, NOT_REPRODUCED)
+    allowed = (REPRODUCED, NOT_REPRODUCED, UNDECIDED)
     return {p: _choice(table.get(p, REPRODUCED), "expected", where, allowed) for p in PRESETS}
 
 
-def _check(entry: Mapping[str, Any], where: str) -> Check:
+def _check(entry: Mapping[str, Any], where: str, source: str) -> Check:
     _keys(entry, where, _CHECK_KEYS, _CHECK_REQUIRED)
     quantity = _text(entry, "quantity", where)
     if not quantity.isidentifier() or quantity in ("sd", "seeds"):
@@ -316,7 +387,12 @@ def _check(entry: Mapping[str, Any], where: str) -> Check:
             f"got {', '.join(table) or 'none'}"
         )
     bounds = {preset: _bound(table[preset], comparison, where) for preset in presets}
-    return Check(quantity, _text(entry, "label", where), comparison, bounds)
+    statistic = entry.get("statistic")
+    if statistic is not None:
+        _choice(statistic, "statistic", where, STATISTICS)
+    whose = entry.get("whose", "paper" if source == "paper" else "ours")
+    _choice(whose, "whose", where, OWNERS)
+    return Check(quantity, _text(entry, "label", where), comparison, bounds, statistic, whose)
 
 
 def _number(value: Any) -> bool:
@@ -338,43 +414,44 @@ def _bound(value: Any, comparison: str, where: str) -> Bound:
 def judge(
     claim: Claim,
     preset: str,
-    quantities: Mapping[str, float | None] | None,
+    quantities: Mapping[str, Any] | None,
     *,
     sd: float | None = None,
     seeds: int | None = None,
 ) -> dict[str, Any]:
     """The claim's entry in a results file: verdict, headline value and bound, and every check.
 
-    The rounded values of the file are judged, so that the file agrees with itself.
-
     Args:
-        quantities: quantity -> value; None if the notebook never called the claim.
-        sd: spread of the headline value.
-        seeds: number of seeds behind it.
+        quantities: quantity -> value, or list of one value for each seed; None if the notebook
+            never called the claim.
+        sd: spread of the headline value, where its check names no statistic.
+        seeds: number of seeds behind it, likewise.
     """
-    checks = []
-    for check in claim.checks_in(preset):
-        value = round_number((quantities or {}).get(check.quantity))
-        checks.append(
-            {
-                "quantity": check.quantity,
-                "value": value,
-                "comparison": check.comparison,
-                "bound": check.bounds[preset],
-                "holds": check.holds(value, preset),
-            }
-        )
+    try:
+        checks = [
+            check.decide((quantities or {}).get(check.quantity), preset)
+            for check in claim.checks_in(preset)
+        ]
+    except ValueError as error:
+        raise ValueError(f"claim {claim.id!r}: {error}") from error
+    held = [check["holds"] for check in checks]
     if quantities is None or not checks:
         verdict = NOT_RUN
+    elif False in held:
+        verdict = NOT_REPRODUCED
     else:
-        verdict = REPRODUCED if all(check["holds"] for check in checks) else NOT_REPRODUCED
+        verdict = UNDECIDED if None in held else REPRODUCED
+    first = checks[0] if checks else {}
     return {
         "id": claim.id,
         "verdict": verdict,
-        "measured": checks[0]["value"] if checks else None,
+        "measured": first.get("value"),
+        "low": first.get("low"),
+        "high": first.get("high"),
         "sd": round_number(sd),
-        "seeds": seeds,
-        "bound": checks[0]["bound"] if checks else None,
+        "seeds": first.get("seeds", seeds),
+        "bound": first.get("bound"),
+        "registered": claim.registered(preset),
         "checks": checks,
     }
 
@@ -390,10 +467,12 @@ def verdict_line(entry: Mapping[str, Any]) -> str:
     """
     parts = []
     for index, check in enumerate(entry["checks"]):
-        value = "missing" if check["value"] is None else f"{check['value']:.4g}"
         spread = f" (sd {entry['sd']:.2g})" if index == 0 and entry["sd"] is not None else ""
-        relation = check["comparison"] if check["holds"] else f"fails {check['comparison']}"
-        parts.append(f"{check['quantity']} = {value}{spread} {relation} {_show(check['bound'])}")
+        relation = {True: "", False: "fails ", None: "undecided "}[check["holds"]]
+        parts.append(
+            f"{check['quantity']} = {shown_value(check)}{spread} "
+            f"{relation}{check['comparison']} {_show(check['bound'])}"
+        )
     if not parts:
         parts = ["not checked in this preset"]
     elif entry["verdict"] == NOT_RUN:
@@ -401,6 +480,22 @@ def verdict_line(entry: Mapping[str, Any]) -> str:
     seeds = entry["seeds"]
     tail = f"   ({seeds} seed{'s' if seeds != 1 else ''})" if seeds is not None else ""
     return f"{entry['verdict']:<16}{entry['id']}   {'; '.join(parts)}{tail}"
+
+
+def shown_value(check: Mapping[str, Any]) -> str:
+    """A check's value as text, with the interval of its statistic where it has one.
+
+    Example:
+        >>> shown_value({"value": 0.52, "low": 0.48, "high": 0.56, "statistic": "mean"})
+        '0.52 [0.48, 0.56]'
+    """
+    if check["value"] is None:
+        return "missing"
+    value = f"{check['value']:.4g}"
+    if check.get("statistic") is None:
+        return value
+    low, high = (check[end] for end in ("low", "high"))
+    return value if low is None or high is None else f"{value} [{low:.3g}, {high:.3g}]"
 
 
 def _show(bound: Bound) -> str:
@@ -423,291 +518,6 @@ def round_number(value: Any) -> Any:
         return value
     value = float(value)
     return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _array(value: Any) -> Any:
-    """Any tensor, array, list or scalar as a numpy array (floats in double precision)."""
-    import numpy as np
-
-    if hasattr(value, "detach"):  # a torch tensor, without importing torch
-        value = value.detach().cpu()
-        value = (value.double() if value.is_floating_point() else value).numpy()
-    elif isinstance(value, list | tuple) and any(hasattr(item, "detach") for item in value):
-        value = [_array(item) for item in value]
-    array = np.asarray(value)
-    if array.dtype == object:
-        array = array.astype(float)  # None becomes NaN; anything else than numbers raises
-    if array.dtype.kind not in "biufU":
-        raise TypeError(f"cannot be stored as JSON: dtype {array.dtype}")
-    return array.astype(float) if array.dtype.kind == "f" else array
-
-
-def _encode(value: Any, where: str) -> Any:
-    """JSON form: six significant digits, NaN as null; infinity is refused."""
-    import numpy as np
-
-    try:
-        array = _array(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-    if array.dtype.kind != "f":
-        return array.tolist()
-    if np.isinf(array).any():
-        raise ValueError(f"{where}: holds an infinity; record NaN where a run diverged")
-    rounded = np.array([round_number(x) for x in array.ravel().tolist()], dtype=object)
-    return rounded.reshape(array.shape).tolist()
-
-
-def decode(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The `data` part of a results file with numpy arrays for lists, and NaN for null."""
-    return {
-        label: {
-            "dims": list(table["dims"]),
-            "arrays": {
-                name: math.nan
-                if value is None
-                else _array(value)
-                if isinstance(value, list)
-                else value
-                for name, value in table["arrays"].items()
-            },
-        }
-        for label, table in data.items()
-    }
-
-
-def _check_dims(label: str, dims: Sequence[str], arrays: Mapping[str, Any]) -> None:
-    sizes: dict[str, tuple[int, str]] = {}
-    for name, array in arrays.items():
-        if array.ndim > len(dims) or (name in dims and array.ndim != 1):
-            raise ValueError(
-                f"{label}.{name}: shape {array.shape} does not fit dims {list(dims)} "
-                "(a coordinate has one dimension, other arrays at most all of them)"
-            )
-        axes = (name,) if name in dims else tuple(dims) if array.ndim == len(dims) else ()
-        for axis, size in zip(axes, array.shape, strict=False):
-            known, first = sizes.setdefault(axis, (size, name))
-            if known != size:
-                raise ValueError(
-                    f"{label}.{name}: {size} values along {axis!r}, but {first} has {known}"
-                )
-
-
-def start(notebook: str, values: Mapping[str, Any] | None = None) -> Run:
-    """Begin a notebook's record: `run = bookkit.start("paper/notebook", globals())`.
-
-    Args:
-        notebook: its name, such as `"refinetti2021/online_dynamics"`.
-        values: the notebook's variables; `preset`, `seed` and `device` are read from them.
-
-    Raises:
-        ValueError: for an unknown notebook or preset, a seed that is no integer, or a device
-            that is unknown or missing.
-    """
-    values = values or {}
-    preset, seed = values.get("preset", "quick"), values.get("seed", 0)
-    device = values.get("device", "auto")
-    root = find_root()
-    simple = {k: v for k, v in values.items() if isinstance(v, _SIMPLE)}
-    first = _first_start.setdefault(notebook, set(simple))  # a cell that is run again sees more
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}{suggest(str(preset), PRESETS)}")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ValueError(f"seed must be an integer, got {seed!r}")
-    folder, registered = root / "notebooks", {claim.notebook for claim in load(root).values()}
-    own = any(Path(f"{notebook.split('/')[-1]}{suffix}").is_file() for suffix in (".md", ".ipynb"))
-    if not (folder / f"{notebook}.md").is_file() and notebook not in registered and not own:
-        names = {str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.md")}
-        raise ValueError(f"unknown notebook {notebook!r}{suggest(notebook, names | registered)}")
-    given = {name: value for name, value in simple.items() if name in first}
-    return Run(notebook, preset, seed, resolve_device(device), root, given)
-
-
-class Run:
-    """What one execution of a notebook records; made by `start`.
-
-    Under `fabook run` a label, claim or glued name may be used once. At the prompt a cell may be
-    run again: the later record replaces the earlier one.
-    """
-
-    def __init__(
-        self,
-        notebook: str,
-        preset: str,
-        seed: int,
-        device: str,
-        root: Path,
-        given: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.notebook = notebook
-        self._given = dict(given or {})
-        self.preset = preset
-        self.seed = seed
-        self.device_name = device
-        self._root = root
-        registry = load(root)
-        self._claims = {c.id: c for c in registry.values() if c.notebook == notebook}
-        self._judged: dict[str, dict[str, Any]] = {}
-        self._data: dict[str, Any] = {}
-        self._glued: set[str] = set()
-        self._datasets: list[dict[str, Any]] = []
-
-    def __repr__(self) -> str:
-        return f"Run({self.notebook!r}, preset={self.preset!r}, seed={self.seed})"
-
-    @property
-    def device(self) -> torch.device:
-        """The device to compute on."""
-        import torch
-
-        return torch.device(self.device_name)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """What was recorded, exactly as the results file holds it, with lists as numpy arrays."""
-        return decode(self._data)
-
-    def sizes(self, *, quick: Mapping[str, Any], paper: Mapping[str, Any]) -> SimpleNamespace:
-        """The sizes of this preset, such as `run.sizes(quick=dict(n=50), paper=dict(n=500)).n`.
-
-        Each is a parameter too: a variable of its name that was set before `start` and is not
-        None takes the place of the preset's value.
-
-        Raises:
-            ValueError: if a size is given for one preset only, or one that was set has another
-                type than the preset's.
-        """
-        from bookkit import parameters
-
-        if set(quick) != set(paper):
-            odd = sorted(set(quick) ^ set(paper))
-            raise ValueError(f"sizes: {', '.join(odd)} given for one preset only")
-        sizes = dict(quick if self.preset == "quick" else paper)
-        for name in sizes:
-            if self._given.get(name) is not None:
-                known = parameters.Parameter(
-                    None, presets=dict(quick=quick[name], paper=paper[name])
-                )
-                sizes[name] = parameters.convert(self._given[name], name, known)
-        return SimpleNamespace(**sizes)
-
-    def _once(self, kind: str, name: str, seen: Iterable[str]) -> None:
-        if name in seen and os.environ.get("FABOOK_RESULT_FILE"):
-            raise ValueError(f"{kind} {name!r} was given twice in {self.notebook}")
-
-    def record(self, label: str, *, dims: Sequence[str] = (), **arrays: Any) -> None:
-        """Store labelled arrays in the results file; figures are drawn from `data` alone.
-
-        Numbers keep six significant digits; NaN is stored as null; an infinity is refused.
-
-        Args:
-            label: name of the table.
-            dims: names of the axes; an array with such a name is that axis's coordinate.
-            **arrays: tensors, arrays, lists, numbers or strings with at most `len(dims)` axes.
-
-        Raises:
-            ValueError: for arrays that disagree with `dims`, are ragged or hold an infinity.
-        """
-        self._once("record", label, self._data)
-        if isinstance(dims, str):
-            raise ValueError(f"{label}: dims must be a list of names, got {dims!r}")
-        encoded = {name: _encode(value, f"{label}.{name}") for name, value in arrays.items()}
-        _check_dims(label, dims, {name: _array(value) for name, value in arrays.items()})
-        self._data[label] = {"dims": list(dims), "arrays": encoded}
-
-    def uses(self, dataset: Any) -> None:
-        """Note a dataset's provenance: a mapping or dataclass with `name`, `checksum` and `n`."""
-        is_instance = is_dataclass(dataset) and not isinstance(dataset, type)
-        info = dict(asdict(dataset) if is_instance else dataset)
-        for key in ("name", "checksum", "n"):
-            if key not in info:
-                raise ValueError(f"dataset provenance lacks {key!r}: got {', '.join(info)}")
-        info = {k: v for k, v in info.items() if isinstance(v, str | int | float | None)}
-        if info not in self._datasets:
-            self._datasets.append(info)
-
-    def claim(self, id: str, *, sd: Any = None, seeds: int | None = None, **quantities: Any) -> str:
-        """Judge a claim by measured quantities, print its verdict line and return the verdict.
-
-        Args:
-            id: a claim of this notebook in `claims.toml`.
-            sd: spread of the headline (first) quantity.
-            seeds: number of seeds behind it.
-            **quantities: numbers (or 0-d tensors) by the names that the claim's checks use.
-
-        Raises:
-            ValueError: for an unknown id, or a quantity that no check of the claim uses.
-        """
-        if id not in self._claims:
-            raise ValueError(f"unknown claim {id!r} of {self.notebook}{suggest(id, self._claims)}")
-        self._once("claim", id, self._judged)
-        claim = self._claims[id]
-        allowed = list(dict.fromkeys(check.quantity for check in claim.checks))
-        for name in quantities:
-            if name not in allowed:
-                raise ValueError(f"claim {id!r} does not check {name!r}{suggest(name, allowed)}")
-        values = {k: None if v is None else float(v) for k, v in quantities.items()}
-        spread = None if sd is None else float(sd)
-        self._judged[id] = judge(claim, self.preset, values, sd=spread, seeds=seeds)
-        print(verdict_line(self._judged[id]))
-        return str(self._judged[id]["verdict"])
-
-    def glue(self, name: str, text: Any) -> None:
-        """Store text (or a number) for the prose: ``{glue:text}`name` `` in the same page.
-
-        The output is invisible in the page; in plain Python nothing is shown.
-        """
-        self._once("glue", name, self._glued)
-        self._glued.add(name)
-        ipython = sys.modules.get("IPython")
-        if ipython is None or ipython.get_ipython() is None:
-            return
-        ipython.display.display(
-            {f"{GLUE_PREFIX}text/plain": repr(str(text))},  # readers evaluate: "3,200" is a tuple
-            raw=True,
-            metadata={"scrapbook": {"name": name, "mime_prefix": GLUE_PREFIX}},
-        )
-
-    def published(self, variant: str = "") -> dict[str, Any] | None:
-        """The committed data of the paper preset, shaped like `data`; None if there is none.
-
-        None in the paper preset too: there, this run's own data takes its place. A variant is a
-        larger run of the paper preset with other parameters, committed as `<notebook>@<variant>`;
-        it is there in every preset.
-        """
-        path = published_path(self._root, self.notebook, variant)
-        if (self.preset == "paper" and not variant) or not path.is_file():
-            return None
-        return decode(json.loads(path.read_text(encoding="utf-8"))["data"])
-
-    def results(self) -> dict[str, Any]:
-        """The raw results: what `save` writes and `fabook run` completes with provenance."""
-        entries = [
-            self._judged.get(id) or judge(claim, self.preset, None)
-            for id, claim in self._claims.items()
-        ]
-        return {
-            "schema": SCHEMA,
-            "notebook": self.notebook,
-            "preset": self.preset,
-            "seed": self.seed,
-            "device": self.device_name,
-            "claims": entries,
-            "data": self._data,
-            "datasets": self._datasets,
-        }
-
-    def save(self) -> None:
-        """Finish: report claims never judged; under `fabook run`, hand over the raw results."""
-        for id, claim in self._claims.items():
-            if id not in self._judged:
-                print(verdict_line(judge(claim, self.preset, None)))
-        target = os.environ.get("FABOOK_RESULT_FILE")
-        if target:
-            Path(f"{target}.part").write_text(
-                json.dumps(self.results(), allow_nan=False), encoding="utf-8"
-            )
-            os.replace(f"{target}.part", target)
 
 
 def published_path(root: Path, notebook: str, variant: str = "") -> Path:
@@ -750,7 +560,7 @@ def scorecard(root: Path, out: Path, presets: Sequence[str] = PRESETS) -> list[d
                     key: getattr(claim, key)
                     for key in ("id", "paper", "where", "statement", "source", "paper_value")
                 }
-                | {key: entry[key] for key in ("measured", "sd", "seeds", "bound", "verdict")}
+                | {key: entry.get(key) for key in _SCORED}
                 | {"preset": preset}
                 | {
                     key: results.get(key) if ran else None

@@ -1,17 +1,14 @@
-"""The registry of claims, verdicts, and the recorder used inside notebooks."""
+"""The registry of claims and its verdicts."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from bookkit import claims
 
@@ -218,188 +215,20 @@ def test_unexpected_verdicts_are_named() -> None:
     assert claims.unexpected(registry, {"preset": "quick", "claims": [entry]})
 
 
-# --- recorder ------------------------------------------------------------------------------------
-
-
-def begin(**options: Any) -> claims.Run:
-    return claims.start("toy/alpha", {"device": "cpu"} | options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"preset": "fast"}, r"unknown preset 'fast' \(allowed: quick, paper\)"),
-        ({"device": "gpu"}, r"unknown device 'gpu'.*allowed: auto, cpu, cuda"),
-        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
-        ({"seed": True}, "seed must be an integer"),
-    ],
-)
-def test_start_refuses(root: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        begin(**options)
-
-
-def test_start_refuses_an_unknown_notebook(root: Path) -> None:
-    with pytest.raises(ValueError, match="unknown notebook 'toy/alfa'; did you mean 'toy/alpha'"):
-        claims.start("toy/alfa")
-
-
-def test_start_resolves_the_device(root: Path) -> None:
-    if torch.cuda.is_available():
-        assert begin(device="auto").device == begin(device="cuda").device == torch.device("cuda")
-    else:
-        assert begin(device="auto").device == torch.device("cpu")
-        with pytest.raises(ValueError, match="'cuda' is not available here"):
-            begin(device="cuda")
-
-
-def test_sizes(root: Path) -> None:
-    table = {"quick": {"n": 5}, "paper": {"n": 500}}
-    assert begin().sizes(**table).n == 5
-    assert begin(preset="paper").sizes(**table).n == 500
-    with pytest.raises(ValueError, match="sizes: p given for one preset only"):
-        begin().sizes(quick={"n": 5, "p": 2}, paper={"n": 500})
-
-
-def test_record_keeps_six_digits_of_anything_numeric(root: Path) -> None:
-    run = begin()
-    run.record(
-        "table",
-        dims=["rule", "t"],
-        rule=["fa", "dfa"],
-        t=range(3),
-        single=torch.tensor([[1 / 3, 2e-9 / 3, 0.1], [1, 2, math.nan]], dtype=torch.float32),
-        half=torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True),
-        flags=np.array([True, False, True]),
-        tensors=[torch.tensor(1.5), 2, None],
-        gain=np.float32(0.1),
-        count=np.int64(3),
-        unit="cm",
-        missing=math.nan,
-    )
-    run.record("scalar", value=2 / 3)
-    stored = json.loads(json.dumps(run.results(), allow_nan=False))["data"]
-    assert stored["table"]["dims"] == ["rule", "t"]
-    assert stored["table"]["arrays"] == {
-        "rule": ["fa", "dfa"],
-        "t": [0, 1, 2],
-        "single": [[0.333333, 6.66667e-10, 0.1], [1.0, 2.0, None]],
-        "half": [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]],
-        "flags": [True, False, True],
-        "tensors": [1.5, 2.0, None],
-        "gain": 0.1,
-        "count": 3,
-        "unit": "cm",
-        "missing": None,
-    }
-    assert stored["scalar"]["arrays"] == {"value": 0.666667}
-    shown = run.data["table"]["arrays"]  # what figures draw: the stored values, NaN for null
-    assert shown["single"].dtype == np.float64
-    np.testing.assert_array_equal(shown["single"], [[0.333333, 6.66667e-10, 0.1], [1, 2, np.nan]])
-    assert math.isnan(shown["missing"])
-    assert list(shown["rule"]) == ["fa", "dfa"]
-
-
-@pytest.mark.parametrize(
-    ("dims", "arrays", "message"),
-    [
-        (["t"], {"y": [1.0, math.inf]}, r"x\.y: holds an infinity"),
-        (["t"], {"y": [[1.0], [1.0, 2.0]]}, r"x\.y: "),
-        (["t"], {"y": {"a": 1}}, r"x\.y: "),
-        (["t"], {"y": 1j}, r"x\.y: cannot be stored"),
-        ([], {"y": [1.0]}, r"x\.y: shape \(1,\) does not fit dims \[\]"),
-        (["t"], {"t": [[1.0]]}, r"x\.t: shape"),
-        (["t"], {"t": [1, 2], "y": [1.0]}, r"x\.y: 1 values along 't', but t has 2"),
-        (["t"], {"a": [1, 2], "y": [1.0]}, r"x\.y: 1 values along 't', but a has 2"),
-        ("t", {"y": [1.0]}, "dims must be a list"),
-    ],
-)
-def test_record_refuses(root: Path, dims: Any, arrays: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        begin().record("x", dims=dims, **arrays)
-
-
-def test_claim_prints_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = begin()
-    assert run.claim("toy.alpha.small", error=torch.tensor(0.0083), seeds=3) == "reproduced"
-    expected = "reproduced      toy.alpha.small   error = 0.0083 <= 0.02   (3 seeds)\n"
-    assert capsys.readouterr().out == expected
-    assert run.claim("toy.alpha.large", error=None) == "not reproduced"
-
-
-def test_claim_refuses(root: Path) -> None:
-    run = begin()
-    with pytest.raises(ValueError, match=r"unknown claim 'toy.alpha.smal'.*did you mean"):
-        run.claim("toy.alpha.smal", error=1)
-    with pytest.raises(ValueError, match=r"does not check 'eror'; did you mean 'error'"):
-        run.claim("toy.alpha.small", eror=1)
-
-
-def test_twice_is_an_error_under_the_runner_only(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = begin()
-    for _ in range(2):  # as when a cell is executed again at the prompt
-        run.claim("toy.alpha.small", error=0)
-        run.record("x", y=1)
-        run.glue("n", 1)
-    monkeypatch.setenv("FABOOK_RESULT_FILE", str(root / "raw.json"))
-    with pytest.raises(ValueError, match=r"claim 'toy.alpha.small' was given twice"):
-        run.claim("toy.alpha.small", error=0)
-    with pytest.raises(ValueError, match="record 'x' was given twice"):
-        run.record("x", y=1)
-    with pytest.raises(ValueError, match="glue 'n' was given twice"):
-        run.glue("n", 1)
-
-
-@dataclass
-class Info:
-    name: str
-    checksum: str
-    n: int
-
-
-def test_uses(root: Path) -> None:
-    run = begin()
-    run.uses(Info("digits", "sha256:1", 1797))
-    run.uses({"name": "digits", "checksum": "sha256:1", "n": 1797})
-    run.uses({"name": "mnist", "checksum": "sha256:2", "n": 60000, "images": np.zeros(3)})
-    assert [d["name"] for d in run.results()["datasets"]] == ["digits", "mnist"]
-    assert "images" not in run.results()["datasets"][1]
-    with pytest.raises(ValueError, match="provenance lacks 'checksum'"):
-        run.uses({"name": "mnist"})
-
-
-def test_save(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = begin(seed=4)
-    run.claim("toy.alpha.small", error=0.01, sd=0.001, seeds=2)
-    capsys.readouterr()
-    run.save()  # outside the runner nothing is written
-    assert sorted(p.name for p in root.iterdir()) == ["book", "notebooks"]
-    monkeypatch.setenv("FABOOK_RESULT_FILE", str(root / "raw.json"))
-    run.save()
-    line = "not run         toy.alpha.large   the notebook did not judge it\n"
-    assert capsys.readouterr().out == line * 2
-    raw = json.loads((root / "raw.json").read_text(encoding="utf-8"))
-    assert raw == run.results()
-    assert [entry["verdict"] for entry in raw["claims"]] == ["reproduced", "not run"]
-    assert {key: raw[key] for key in ("schema", "notebook", "preset", "seed", "device")} == {
-        "schema": 1,
-        "notebook": "toy/alpha",
-        "preset": "quick",
-        "seed": 4,
-        "device": "cpu",
-    }
+# --- scorecard ---------------------------------------------------------------------------------
 
 
 def committed(root: Path, **changes: Any) -> dict[str, Any]:
     """Results of the paper preset, as the runner writes them."""
-    run = begin(preset="paper")
-    run.record("x", dims=["t"], y=[1.0, math.nan])
-    run.claim("toy.alpha.small", error=0.004, seeds=5)
-    return run.results() | {"minutes": 1.5, "date": "2026-01-01", "versions": {}} | changes
+    claim = one(CLAIM)
+    return {
+        "schema": claims.SCHEMA,
+        "claims": [claims.judge(claim, "paper", {"error": 0.004}, seeds=5)],
+        "device": "cpu",
+        "minutes": 1.5,
+        "date": "2026-01-01",
+        "versions": {},
+    } | changes
 
 
 def write(path: Path, content: Any) -> None:
@@ -407,17 +236,38 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_published_is_the_committed_data(root: Path) -> None:
-    assert begin().published() is None
-    write(claims.published_path(root, "toy/alpha"), committed(root))
-    published = begin().published()
-    assert published is not None
-    np.testing.assert_array_equal(published["x"]["arrays"]["y"], [1, np.nan])
-    assert begin(preset="paper").published() is None
-    assert begin().published("full") is None
-    write(claims.published_path(root, "toy/alpha", "full"), committed(root))
-    for preset in ("quick", "paper"):
-        assert begin(preset=preset).published("full") is not None
+@pytest.mark.parametrize(
+    ("held", "verdict"),
+    [
+        ([True, True], "reproduced"),
+        ([True, None], "undecided"),
+        ([False, None], "not reproduced"),
+    ],
+)
+def test_verdict_of_several_checks(held: list[bool | None], verdict: str) -> None:
+    checks = [
+        CLAIM["check"][0] | {"quantity": name, "statistic": "mean"} for name in ("error", "other")
+    ]
+    values = {True: [0.0, 0.0], False: [1.0, 1.0], None: [0.0, 0.03]}
+    quantities = {name: values[h] for name, h in zip(("error", "other"), held)}
+    entry = claims.judge(one(changed(check=checks)), "quick", quantities)
+    assert [check["holds"] for check in entry["checks"]] == held
+    assert entry["verdict"] == verdict
+
+
+def test_what_decides_a_claim_is_what_is_registered() -> None:
+    known = one(CLAIM).registered("quick")
+    assert one(with_check(label="other words")).registered("quick") == known
+    assert one(changed(statement="Other words.")).registered("quick") == known
+    assert one(with_check(bound=0.03)).registered("quick") != known
+    assert one(with_check(statistic="mean")).registered("quick") != known
+    assert one(with_check(bound={"quick": 0.02, "paper": 1})).registered("quick") == known
+
+
+def test_whose_bound_it_is() -> None:
+    assert one(CLAIM).checks[0].whose == "paper"
+    assert one(changed(source="derived")).checks[0].whose == "ours"
+    assert one(with_check(whose="ours")).checks[0].whose == "ours"
 
 
 def test_scorecard(root: Path) -> None:
@@ -430,8 +280,8 @@ def test_scorecard(root: Path) -> None:
     write(claims.published_path(root, "toy/alpha"), committed(root, datasets=[{"name": "d"}]))
     small = claims.scorecard(root, out, ["paper"])[0]
     assert " ".join(small) == (
-        "id paper where statement source paper_value measured sd seeds bound verdict preset "
-        "device minutes date versions data"
+        "id paper where statement source paper_value measured low high sd seeds bound verdict "
+        "preset device minutes date versions data"
     )
     assert (small["verdict"], small["measured"], small["seeds"]) == ("reproduced", 0.004, 5)
     assert (small["minutes"], small["device"]) == (1.5, "cpu")

@@ -476,7 +476,7 @@ def truncate(path: Path) -> None:
 
 def change_number(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace('"t": [0, 1]', '"t": [0, 2]'), encoding="utf-8")
+    path.write_text(text.replace('"values": [0, 1]', '"values": [0, 2]'), encoding="utf-8")
 
 
 def test_damaged_results_are_made_again(repository: Repository) -> None:
