@@ -277,8 +277,8 @@ class Run:
 
     # data
 
-    def record(self, label: str, *, dims: Sequence[str] = (), **arrays: Any) -> Dataset:
-        """Store labelled arrays in the results file, and return them as the file holds them.
+    def record(self, label: str, *, dims: Sequence[str] = (), **arrays: Any) -> None:
+        """Store labelled arrays in the results file; `data` holds them as the file does.
 
         Args:
             label: name of the table.
@@ -290,7 +290,6 @@ class Run:
         """
         self._once("record", label, self._data)
         self._data[label] = dataset(label, dims, arrays)
-        return self._data[label]
 
     @property
     def data(self) -> Data:

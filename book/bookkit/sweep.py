@@ -23,7 +23,18 @@ from bookkit.parameters import UsageError
 LARGEST = 100_000  # runs of one sweep
 FIXED = (
     *("run", "notebook", "preset", "status", "claim", "verdict", "quantity", "value", "sd"),
-    *("n_seeds", "comparison", "low", "high", "holds", "minutes", "device", "error"),
+    *(
+        "n_seeds",
+        "low",
+        "high",
+        "comparison",
+        "bound_low",
+        "bound_high",
+        "holds",
+        "minutes",
+        "device",
+        "error",
+    ),
 )
 Row = dict[str, Any]
 
@@ -151,16 +162,18 @@ def _quantities(results: Mapping[str, Any]) -> Iterator[Row]:
                 "quantity": check["quantity"],
                 "value": check["value"],
                 "sd": entry["sd"],
-                "n_seeds": entry["seeds"],
+                "n_seeds": check.get("seeds", entry["seeds"]),
+                "low": check.get("low"),
+                "high": check.get("high"),
                 "comparison": check["comparison"],
-                "low": None if check["comparison"][0] == "<" else low,
-                "high": None if check["comparison"][0] == ">" else high,
+                "bound_low": None if check["comparison"][0] == "<" else low,
+                "bound_high": None if check["comparison"][0] == ">" else high,
                 "holds": check["holds"],
             }
     for label, recorded in results["data"].items():
-        for name, value in recorded.get("arrays", {}).items():
-            if isinstance(value, int | float):
-                yield {"quantity": f"{label}.{name}", "value": value}
+        for name, entry in recorded["data_vars"].items():
+            if isinstance(entry["values"], int | float):
+                yield {"quantity": f"{label}.{name}", "value": entry["values"]}
 
 
 def write(rows: Sequence[Row], stem: Path) -> None:

@@ -112,6 +112,8 @@ def test_claims(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "source": "paper",
         "paper_value": "0.01",
         "measured": None,
+        "low": None,
+        "high": None,
         "sd": None,
         "seeds": None,
         "bound": 0.5,

@@ -48,8 +48,9 @@ PLAIN = """
 ```{{code-cell}} python
 for _ in range(steps):
     time.sleep(0.1)
-result = dict(schema=1, notebook="{name}", preset=preset, seed=seed, device=device, claims=[],
-              data=dict(x=dict(dims=["t"], arrays=dict(t=list(range(steps))))), datasets=[])
+times = dict(t=dict(dims=["t"], values=list(range(steps))))
+result = dict(schema=2, notebook="{name}", preset=preset, seed=seed, device=device, claims=[],
+              data=dict(x=dict(coords=times, data_vars=dict())), datasets=[])
 print("computed", steps)
 ```
 
@@ -63,7 +64,7 @@ import bookkit
 run = bookkit.start("{name}", globals())
 print("first", flush=True)
 print("second")
-run.record("environment", dims=["i"], names=[
+run.record("environment", dims=["names"], names=[
     os.environ["PYTHONHASHSEED"], os.environ["OMP_NUM_THREADS"],
     sys.executable, os.path.basename(os.getcwd())])
 run.glue("rate", rate)
@@ -225,7 +226,7 @@ def test_run_writes_results_and_then_has_nothing_to_do(
     assert set(results["versions"]) == {"python", "torch", "numpy", "scipy", "fabook"}
     assert 0 < results["minutes"] < 1
     assert len(results["source_hash"]) == 64
-    names = results["data"]["environment"]["arrays"]["names"]
+    names = results["data"]["environment"]["coords"]["names"]["values"]
     assert names == ["0", "1", sys.executable, "toy"]
     assert results["claims"][0]["verdict"] == "reproduced"
 
@@ -257,7 +258,7 @@ def test_custom_parameters_are_stored_apart(repository: Repository) -> None:
     after = repository.files()
     assert {name: after[name] for name in before} == before
     assert repository.results(stem)["parameters"]["seed"] == 3
-    assert repository.results(stem)["data"]["x"]["arrays"] == {"t": [0]}
+    assert repository.results(stem)["data"]["x"]["coords"]["t"]["values"] == [0]
     again = repository.run("toy/plain", values={"steps": 1, "seed": 3})
     assert [o.status for o in again] == ["cached"]
     defaults = repository.run("toy/plain", values={"seed": "0", "steps": "2"}, device="cpu")
@@ -296,7 +297,7 @@ def test_a_size_of_the_table_is_a_parameter(
     assert cli.main(["run", "recorded", "-p", "n=7"]) == 0
     assert "n = 7" in capsys.readouterr().out
     (path,) = (repository.out / "results" / "quick" / "toy").glob("recorded@*.json")
-    assert json.loads(path.read_text())["data"]["size"]["arrays"] == {"n": 7}
+    assert json.loads(path.read_text())["data"]["size"]["data_vars"]["n"]["values"] == 7
     (job,) = repository.plan("toy/recorded", values={"n": "5"})
     assert job.custom == {}  # the preset's own value
     repository.run("toy/recorded")
@@ -505,7 +506,7 @@ def test_a_change_leads_to_a_new_run(repository: Repository) -> None:
     repository.run("toy/plain")
     repository.edit(repository.source("toy/plain"), "steps = 2", "steps = 1")
     assert [o.status for o in repository.run("toy/plain")] == ["done"]
-    assert repository.results("toy/plain")["data"]["x"]["arrays"] == {"t": [0]}
+    assert repository.results("toy/plain")["data"]["x"]["coords"]["t"]["values"] == [0]
 
 
 # --- kill, interrupt, two at once ----------------------------------------------------------------

@@ -42,8 +42,10 @@ time.sleep(pause)
 assert width != 13, "thirteen is refused"
 arrays = dict(size=width * (1 + seed), parent=os.getppid(), rule=rule,
               data=os.environ.get("FABOOK_DATA", ""), t=[1, 2])
-result = dict(schema=1, notebook="toy/alpha", preset=preset, seed=seed, device=device, claims=[],
-              data=dict(found=dict(dims=["t"], arrays=arrays)), datasets=[])
+found = {key: dict(dims=["t"] * isinstance(value, list), values=value)
+         for key, value in arrays.items()}
+result = dict(schema=2, notebook="toy/alpha", preset=preset, seed=seed, device=device, claims=[],
+              data=dict(found=dict(coords={}, data_vars=found)), datasets=[])
 with open(os.environ["FABOOK_RESULT_FILE"], "w") as file:
     json.dump(result, file)
 ```
@@ -202,7 +204,9 @@ def test_hostile_values_arrive_as_data(root: Path) -> None:
     stored = [
         json.loads(job.output("results", ".json").read_text(encoding="utf-8")) for job in grid.jobs
     ]
-    assert [results["data"]["found"]["arrays"]["rule"] for results in stored] == HOSTILE
+    assert [
+        results["data"]["found"]["data_vars"]["rule"]["values"] for results in stored
+    ] == HOSTILE
     assert [row["rule"] for row in read(tables(root)[0])][::2] == HOSTILE
 
 
@@ -266,7 +270,9 @@ def test_a_worker_killed_in_the_middle(root: Path, cluster: Cluster) -> None:
     assert second.pid in hosts
     assert hosts <= {first.pid, second.pid}  # never in the client's process
     results = json.loads(next((root / "_build" / "results").rglob("*.json")).read_text())
-    assert results["data"]["found"]["arrays"]["data"] == str(root)  # the client's, not the worker's
+    assert results["data"]["found"]["data_vars"]["data"]["values"] == str(
+        root
+    )  # the client's, not the worker's
 
 
 def test_one_worker_with_one_thread_runs_what_was_sent(root: Path, cluster: Cluster) -> None:
