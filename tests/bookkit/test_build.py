@@ -125,7 +125,7 @@ def results(root: Path, preset: str, error: float) -> dict[str, Any]:
         for claim in registry.values()
     ]
     return {
-        "schema": 1,
+        "schema": claims.SCHEMA,
         "notebook": "toy/one",
         "preset": preset,
         "parameters": {"preset": preset, "seed": 7, "device": "auto", "width": 12},
