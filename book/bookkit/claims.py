@@ -166,7 +166,7 @@ class Check:
                 )
             entry["value"] = round_number(value)
             known = entry["value"] is not None and math.isfinite(entry["value"])
-            holds = known and bool(COMPARISONS[self.comparison](entry["value"], bound))
+            holds: bool | None = known and bool(COMPARISONS[self.comparison](entry["value"], bound))
         else:
             found, holds = self._interval(value, bound)
             entry |= {"statistic": self.statistic} | found

@@ -166,7 +166,7 @@ def plain(data: Data) -> dict[str, Any]:
         label: {
             "dims": list(table.sizes),
             "arrays": {
-                str(name): array.values if array.ndim else array.item()
+                str(name): array.values if array.ndim else array.values.item()
                 for name, array in table.variables.items()
             },
         }
