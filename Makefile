@@ -6,6 +6,7 @@ VENV ?= .venv
 JOBS ?= 2
 PORT ?= 8000
 BIN := $(VENV)/bin
+HOMEWORK := .venv-homework
 STAMP := $(VENV)/.installed
 CHECKS := _build/checks
 
@@ -21,10 +22,10 @@ stage = @echo "==> $(1)"; start=$$(date +%s); \
 pytest = $(BIN)/pytest -q --junitxml=$(CHECKS)/$(1).xml
 
 .NOTPARALLEL:
-.PHONY: help install book test fresh lint types unit quick claims nbval site browser paper readme bench serve clean
+.PHONY: homework test-homework help install book test fresh lint types unit quick claims nbval site browser paper readme bench serve clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) JOBS=$(JOBS) PORT=$(PORT)"
 
 install: $(STAMP) ## Make the virtual environment with the versions in constraints.txt
@@ -65,9 +66,10 @@ quick: $(STAMP)
 
 # A second run of the same notebooks must print the same text. It works on a copy.
 nbval: quick
-	@rm -rf $(CHECKS)/quick; cd notebooks && find . -name '*.md' | while read -r source; do \
-	copy=../$(CHECKS)/quick/$${source%.md}.ipynb; mkdir -p "$${copy%/*}"; \
-	cp "../_build/notebooks/quick/$${source%.md}.ipynb" "$$copy" || exit 1; done
+	@rm -rf $(CHECKS)/quick; $(BIN)/fabook list --json | $(BIN)/python -c \
+	'import json, sys; print(*(row["name"] for row in json.load(sys.stdin)), sep="\n")' | \
+	while read -r name; do copy=$(CHECKS)/quick/$$name.ipynb; mkdir -p "$${copy%/*}"; \
+	cp "_build/notebooks/quick/$$name.ipynb" "$$copy" || exit 1; done
 	$(call stage,nbval,TQDM_DISABLE=1 $(call pytest,nbval) --nbval --nbval-current-env -n $(JOBS) --dist loadfile $(CHECKS)/quick)
 
 claims: quick
@@ -90,6 +92,22 @@ browser:
 
 paper: $(STAMP) ## Run every notebook's paper preset: hours, and real data
 	$(call stage,paper preset,$(BIN)/fabook run --preset paper --jobs $(JOBS))
+
+homework: $(HOMEWORK)/.installed ## Build the homeworks: student notebooks, autograders, solutions
+	$(call stage,homework,$(HOMEWORK)/bin/python -m bookkit.otter_worker build \
+	notebooks/homework/hw*.md _build/homework)
+
+# otter-grader's Sphinx is newer than the book's: an environment of its own.
+$(HOMEWORK)/.installed: pyproject.toml constraints-homework.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "constraints-homework.txt needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
+	$(call stage,homework environment,$(PYTHON) -m venv $(HOMEWORK))
+	$(call stage,install,$(HOMEWORK)/bin/python -m pip install --quiet \
+	-c constraints-homework.txt -e ".[grading]")
+	@touch $@
+
+test-homework: $(STAMP) homework ## Grade every homework's known answers with otter, and the grader
+	$(call stage,homework answers,$(call pytest,homework) --otter tests/homework)
 
 readme: $(STAMP) ## Rewrite the README's scorecard from the committed results
 	@$(BIN)/python .ci/readme.py

@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fabook")
     group.addoption("--device", default="cpu", help="torch device of the tests: cpu, cuda, cuda:1")
     group.addoption("--dtype", default="float64", choices=DTYPES, help="dtype of the tests")
+    group.addoption("--otter", action="store_true", help="grade homeworks with otter itself")
 
 
 @pytest.fixture(scope="session")

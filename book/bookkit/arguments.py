@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--preset", default="quick", metavar="quick|paper", help="pages of (quick)")
     build.add_argument("--lenient", action="store_true", help="let warnings pass")
     _data_parsers(add)
+    _grade_parser(add)
     add("doctor", "Check that everything needed is here.", "doctor", options="json out")
     return made_parser
 
@@ -125,6 +126,22 @@ def _data_parsers(add: Callable[..., argparse.ArgumentParser]) -> None:
     prepare = add("prepare", text, *examples, options="json", to=actions)
     prepare.add_argument("target", metavar="DIR", help="the folder")
     prepare.add_argument("sets", nargs="*", metavar="NAME", help="sets (default: all)")
+
+
+def _grade_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
+    examples = ["grade submissions", "grade submissions --course 2026 --jobs 4 --out grades"]
+    made = add("grade", "Grade a folder of submitted homeworks.", *examples)
+    made.add_argument("folder", type=Path, metavar="DIR", help="submissions, .ipynb or .zip")
+    made.add_argument("--homework", metavar="NAME", help="which (what the submissions say)")
+    made.add_argument("--course", type=int, default=0, metavar="SEED", help="course seed (0)")
+    made.add_argument("--jobs", type=_positive, metavar="N", help="submissions at a time (cores)")
+    text = "seconds for a cell, and for a test (60)"
+    made.add_argument("--limit", type=_positive, default=60, metavar="SECONDS", help=text)
+    text = "gigabytes of address space for a submission (8)"
+    made.add_argument("--memory", type=float, default=8.0, metavar="GB", help=text)
+    text = "interpreter of the homework environment (.venv-homework/bin/python)"
+    made.add_argument("--python", type=Path, metavar="PATH", help=text)
+    made.add_argument("--out", type=Path, metavar="DIR", help="results (DIR/graded)")
 
 
 def _version() -> str:

@@ -217,6 +217,40 @@ def _data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _grade(arguments: argparse.Namespace) -> int:
+    from bookkit import grading
+
+    root = claims.find_root()
+    folder = arguments.folder.resolve()
+    if not folder.is_dir():
+        raise ValueError(f"{arguments.folder} is no folder")
+    python = arguments.python or root / ".venv-homework" / "bin" / "python"
+    if not python.is_file():
+        raise ValueError(f"{python} is missing: run `make homework`, or pass --python")
+    plan = grading.Plan(
+        folder=folder,
+        out=(arguments.out or folder / "graded").resolve(),
+        homework=grading.locate(folder, root / "_build" / "homework", arguments.homework),
+        python=python.absolute(),
+        course=arguments.course,
+        jobs=arguments.jobs or os.cpu_count() or 1,
+        limit=arguments.limit,
+        memory=arguments.memory,
+    )
+    total, done = len(grading.submissions(folder)), 0
+
+    def report(name: str, row: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        points = sum(grading.score(row, q) for q in row.get("questions", {}))
+        tail = row.get("error") or ("up to date" if row.get("cached") else f"{row['seconds']} s")
+        print(f"[{done}/{total}] {name}: {points:g} points, {tail}", flush=True)
+
+    grading.grade(plan, report)
+    print(plan.out / "grades.csv")
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from bookkit import doctor
 

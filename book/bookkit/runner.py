@@ -114,15 +114,26 @@ class Outcome:
 # --- what there is -------------------------------------------------------------------------------
 
 
+def sources(root: Path) -> list[Path]:
+    """Markdown files below `notebooks/`, but for the `exclude_patterns` of `book/_config.yml`."""
+    import yaml
+
+    config = root / "book" / "_config.yml"
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    patterns = (yaml.safe_load(text) or {}).get("exclude_patterns") or []
+    excluded = {path for pattern in patterns for path in root.glob(pattern)}
+    return [path for path in sorted(root.glob("notebooks/*/*.md")) if path not in excluded]
+
+
 def notebooks(root: Path) -> list[Notebook]:
-    """All notebooks of the book: Markdown files below `notebooks/` whose header names a kernel.
+    """All notebooks of the book: the `sources` whose header names a kernel.
 
     The header's `fabook: {minutes: {quick: ..., paper: ...}}` estimates how long each preset takes.
     """
     import yaml
 
     found = []
-    for path in sorted((root / "notebooks").glob("*/*.md")):
+    for path in sources(root):
         match = re.match(r"---\n(.*?\n)---\n(.*)", path.read_text(encoding="utf-8"), re.DOTALL)
         header = yaml.safe_load(match[1]) if match else None
         if match is None or not isinstance(header, dict) or "kernelspec" not in header:

@@ -1,0 +1,312 @@
+"""Grading a folder of submissions: several at a time, resumable, whatever a submission does.
+
+Each is graded by `bookkit.otter_worker` in a process of its own of the homework environment, and
+its result is a file in `OUT/results`, which a second run takes up as long as submission,
+autograder, course seed and limits are the same. `OUT/grades.csv` has a line for each submission,
+`OUT/feedback/` a text, `OUT/histogram.png` a histogram for each question.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".ipynb", ".zip")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+CELLS = 20  # limits of one cell that a whole submission may take
+
+
+class GradingError(ValueError):
+    """Nothing can be graded; the message says what is missing and how to make it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to grade, and with what.
+
+    Attributes:
+        folder: the submissions, `.ipynb` or the `.zip` that the notebook's last cell writes.
+        out: where results go.
+        homework: folder of a built homework, with `autograder.zip` and `questions.json`.
+        python: interpreter of the homework environment.
+        course: the course seed, which the tests see as FABOOK_COURSE.
+        jobs: submissions at a time.
+        limit: seconds for a cell and for a test.
+        memory: gigabytes of address space for a submission.
+    """
+
+    folder: Path
+    out: Path
+    homework: Path
+    python: Path
+    course: int = 0
+    jobs: int = 2
+    limit: int = 60
+    memory: float = 8.0
+
+    @property
+    def questions(self) -> dict[str, dict[str, Any]]:
+        """Title, points and whether a person grades it, by question."""
+        return dict(json.loads((self.homework / "questions.json").read_text(encoding="utf-8")))
+
+    @property
+    def common(self) -> str:
+        """Hash of all that a result depends on, but for the submission."""
+        digest = hashlib.sha256(Path(__file__).with_name("otter_worker.py").read_bytes())
+        with zipfile.ZipFile(self.homework / "autograder.zip") as archive:
+            for name in sorted(archive.namelist()):  # dates in the archive do not count
+                digest.update(name.encode() + archive.read(name))
+        digest.update(f"{self.course} {self.limit} {self.memory}".encode())
+        return digest.hexdigest()
+
+
+def submissions(folder: Path) -> list[Path]:
+    """The submissions of a folder, by name.
+
+    Raises:
+        GradingError: if there are none.
+    """
+    found = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if not found:
+        raise GradingError(f"{folder} holds no submissions ({' or '.join(SUFFIXES)})")
+    return found
+
+
+def homework_of(path: Path) -> str | None:
+    """The name of the homework that a submission says it is; None if it says nothing."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                (name,) = (n for n in archive.namelist() if n.endswith(".ipynb"))
+                notebook = json.loads(archive.read(name))
+        else:
+            notebook = json.loads(path.read_bytes())
+        return str(notebook["metadata"]["otter"]["assignment_name"])
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def locate(folder: Path, built: Path, name: str | None) -> Path:
+    """The built homework that most submissions of a folder belong to, or the one of this name.
+
+    Raises:
+        GradingError: if none says its name, or it is not built.
+    """
+    if name is None:
+        names = [n for n in map(homework_of, submissions(folder)) if n is not None]
+        if not names:
+            raise GradingError(f"no submission in {folder} says its homework: pass --homework NAME")
+        name = max(sorted(set(names)), key=names.count)
+    if not (built / name / "autograder.zip").is_file():
+        raise GradingError(f"{built / name} has no autograder.zip: run `make homework`")
+    return built / name
+
+
+def grade(plan: Plan, report: Callable[[str, dict[str, Any]], None]) -> list[dict[str, Any]]:
+    """Grade what has no result yet, and write table, feedback and histograms.
+
+    Args:
+        plan: what to grade.
+        report: called with the name and the result of each submission as it is ready.
+
+    Returns:
+        A result for each submission, by name.
+    """
+    found = submissions(plan.folder)
+    for part in ("results", "feedback"):
+        (plan.out / part).mkdir(parents=True, exist_ok=True)
+    common, running = plan.common, _Running()
+    results: dict[str, dict[str, Any]] = {}
+    pool = ThreadPoolExecutor(plan.jobs)
+    try:
+        futures = {pool.submit(_one, plan, path, common, running): path for path in found}
+        for future in as_completed(futures):
+            name = futures[future].name
+            results[name] = future.result()
+            report(name, results[name])
+    finally:
+        running.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+    rows = [results[path.name] for path in found]
+    write_table(plan, rows)
+    histogram(plan, rows)
+    return rows
+
+
+class _Running:
+    """Processes under way, so that an interrupt ends them and what they started."""
+
+    def __init__(self) -> None:
+        self.lock, self.stopped = threading.Lock(), False
+        self.processes: set[subprocess.Popen[bytes]] = set()
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        with self.lock:
+            self.processes.add(process)
+            if self.stopped:
+                _kill(process)
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        with self.lock:
+            self.processes.discard(process)
+        _kill(process)
+
+    def stop(self) -> None:
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started; its kernel has the same session."""
+    for descendant in [*_descendants(process.pid), process.pid]:
+        try:
+            os.kill(descendant, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+    process.wait()
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Children of a process, deepest first; none where the system has no /proc."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return
+    for child in map(int, children):
+        yield from _descendants(child)
+        yield child
+
+
+def _one(plan: Plan, path: Path, common: str, running: _Running) -> dict[str, Any]:
+    key = hashlib.sha256(common.encode() + path.read_bytes()).hexdigest()
+    target = plan.out / "results" / f"{path.name}.json"
+    try:
+        known = json.loads(target.read_text(encoding="utf-8"))
+        if known["key"] == key and known.get("final", True):
+            return dict(known) | {"cached": True}
+    except (OSError, ValueError, KeyError):
+        pass
+    found = _run(plan, path, target.with_suffix(".part"), running)
+    found |= {"submission": path.name, "key": key}
+    _write(target, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    _write(plan.out / "feedback" / f"{path.name}.txt", feedback(plan, found))
+    return found
+
+
+def _run(plan: Plan, path: Path, made: Path, running: _Running) -> dict[str, Any]:
+    """The worker's answer; an error of its own where it gives none."""
+    command = [str(plan.python), "-m", "bookkit.otter_worker", "grade", str(path)]
+    command += [str(plan.homework / "autograder.zip"), str(made)]
+    command += ["--limit", str(plan.limit), "--memory", str(plan.memory)]
+    environment = os.environ | dict.fromkeys(THREADS, "1") | {"FABOOK_COURSE": str(plan.course)}
+    made.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, cwd=plan.homework,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    running.add(process)
+    try:
+        _, stderr = process.communicate(timeout=CELLS * plan.limit)
+        why = stderr.decode(errors="replace").strip()[-500:]
+    except subprocess.TimeoutExpired:
+        why = f"stopped after {CELLS * plan.limit} s"
+    finally:
+        running.end(process)
+    if running.stopped:
+        raise KeyboardInterrupt
+    try:
+        return dict(json.loads(made.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {"error": why or f"the grader ended with {process.returncode}", "final": False}
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{threading.get_ident()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+# --- what the teacher and the student read -------------------------------------------------------
+
+
+def score(row: Mapping[str, Any], question: str) -> float:
+    """Points of a question that a machine grades: zero where it was never reached."""
+    return float(row.get("questions", {}).get(question, {}).get("score", 0.0))
+
+
+def write_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """`grades.csv`: submission, total, points by question, what a person grades empty, notes."""
+    automatic = [q for q, about in plan.questions.items() if not about["manual"]]
+    by_hand = [q for q, about in plan.questions.items() if about["manual"]]
+    heads = ["submission", "total", *automatic, *(f"{q} (by hand)" for q in by_hand), "notes"]
+    lines: list[list[Any]] = []
+    for row in rows:
+        points = [score(row, q) for q in automatic]
+        notes = [row["error"]] if "error" in row else row.get("notes", [])
+        line = [row["submission"], f"{sum(points):g}", *(f"{p:g}" for p in points)]
+        lines.append([*line, *("" for _ in by_hand), "; ".join(notes)])
+    path = plan.out / "grades.csv"
+    partial = path.with_suffix(".tmp")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([heads, *lines])
+    partial.replace(path)
+    return path
+
+
+def feedback(plan: Plan, row: Mapping[str, Any]) -> str:
+    """What one student may be sent: points and messages by question."""
+    lines = [str(row["submission"]), ""]
+    if "error" in row:
+        lines += [f"Could not be graded: {row['error']}", ""]
+    for question, about in plan.questions.items():
+        if about["manual"]:
+            lines += [
+                f"{question}  {about['title']}: read by a person, {about['points']:g} points",
+                "",
+            ]
+            continue
+        found = row.get("questions", {}).get(question)
+        possible = f" of {found['possible']:g}" if found else ""
+        lines.append(f"{question}  {about['title']}: {score(row, question):g}{possible}")
+        for message in (found or {}).get("messages", []):
+            lines += [f"    {line}" for line in message.splitlines()[-1:]]
+        lines.append("")
+    return "\n".join([*lines, *row.get("notes", [])]).rstrip() + "\n"
+
+
+def histogram(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """`histogram.png`: how many submissions have how many points, for each question."""
+    from matplotlib.figure import Figure
+
+    automatic = [q for q, about in plan.questions.items() if not about["manual"]]
+    figure = Figure(figsize=(7.2, 2.2 * -(-len(automatic) // 2)), layout="constrained")
+    axes = figure.subplots(-(-len(automatic) // 2), 2, squeeze=False).flat
+    for axis in axes:
+        axis.axis("off")
+    for axis, question in zip(axes, automatic, strict=False):
+        possible = max([1.0, *(r["questions"][question]["possible"] for r in rows
+                              if question in r.get("questions", {}))])  # fmt: skip
+        axis.axis("on")
+        axis.hist([score(r, question) for r in rows], bins=12, range=(0, possible), color="#0062D0")
+        axis.set(title=plan.questions[question]["title"] or question, xlabel="points")
+        axis.set_ylabel("submissions")
+    path = plan.out / "histogram.png"
+    partial = path.with_name(".histogram.png")
+    figure.savefig(partial, dpi=110, format="png")
+    partial.replace(path)
+    return path
