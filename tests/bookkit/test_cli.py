@@ -13,7 +13,18 @@ import pytest
 
 from bookkit import arguments, cli
 
-COMMANDS = ("list", "run", "sweep", "show", "claims", "build", "data", "data prepare", "doctor")
+COMMANDS = (
+    "list",
+    "run",
+    "sweep",
+    "show",
+    "claims",
+    "build",
+    "data",
+    "data prepare",
+    "grade",
+    "doctor",
+)
 
 
 @pytest.fixture
