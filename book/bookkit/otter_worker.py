@@ -25,6 +25,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 GRACE = 10  # seconds beyond the limit, after which a cell that ignores it is left out
 ATTEMPTS = 12  # cells and tests that may be left out
@@ -324,9 +325,11 @@ def _attempt(
             seen["size"] = seen.get("size", 0) + len(str(msg.get("content", "")))
             return super().output(outs, msg, *details) if seen["size"] < OUTPUT else None
 
-    original, preprocessors.ExecutePreprocessor = preprocessors.ExecutePreprocessor, Patient
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            mock.patch.object(preprocessors, "ExecutePreprocessor", Patient),
+        ):
             found = run(str(notebook), autograder=str(archive), output_dir="", no_logo=True)
     except (DeadKernelError, CellTimeoutError) as error:
         late = isinstance(error, CellTimeoutError)
@@ -334,8 +337,6 @@ def _attempt(
         cell = seen.get("cell") or {"source": "", "metadata": {}}
         test = _CHECK.search(cell["source"])
         return None, (test[1] if test else None, cell["metadata"].get(MARK)), why
-    finally:
-        preprocessors.ExecutePreprocessor = original
     if not found.results:
         return None, (None, None), "the notebook left no results"
     return found, (None, None), ""
