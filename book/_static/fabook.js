@@ -1,4 +1,5 @@
-// Names for what the theme leaves without one, and figures that enlarge on a click.
+// Names for what the theme leaves without one, figures that enlarge on a click, and explorables,
+// whose programs are loaded when a reader asks for them.
 document.addEventListener("DOMContentLoaded", () => {
   for (const fold of document.querySelectorAll(".bd-sidebar-primary details > summary")) {
     const page = fold.closest("li")?.querySelector(":scope > a")?.textContent.trim();
@@ -18,7 +19,39 @@ document.addEventListener("DOMContentLoaded", () => {
     button.append(picture);
     button.addEventListener("click", () => enlarge(picture));
   }
+  for (const figure of document.querySelectorAll("figure.explorable")) {
+    const button = figure.querySelector(".explorable-begin button");
+    button.hidden = false;
+    button.addEventListener("click", () => explore(figure, button));
+  }
 });
+
+async function explore(figure, button) {
+  const assets = new URL(`${document.documentElement.dataset.content_root}assets/`, location);
+  const load = (name) => new Promise((resolve, reject) => {
+    const css = name.endsWith(".css");
+    const element = document.createElement(css ? "link" : "script");
+    if (css) element.rel = "stylesheet";
+    element[css ? "href" : "src"] = new URL(name, assets);
+    element.addEventListener("load", resolve);
+    element.addEventListener("error", () => reject(new Error(`${name} did not load`)));
+    document.head.append(element);
+  });
+  button.disabled = true;
+  try {
+    await load("vendor/jsxgraph/jsxgraph.css");
+    await load("vendor/jsxgraph/jsxgraphcore.js");
+    await load("explorables/stage.js");
+    await load(`explorables/${figure.dataset.explorable}.js`);
+  } catch (error) {
+    button.disabled = false;
+    button.textContent = `${error.message}. Try again`;
+    return;
+  }
+  const handle = window.explorables.makers[figure.dataset.explorable](figure);
+  button.parentElement.remove();
+  handle.rendNode.focus();
+}
 
 function enlarge(picture) {
   const dialog = document.createElement("dialog");
