@@ -59,7 +59,7 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(call stage,doctests,$(call pytest,doctests) --doctest-modules fabook book/bookkit)
-	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/bookkit/test_notebooks.py --ignore=tests/bookkit/test_site.py)
+	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/bookkit/test_notebooks.py --ignore=tests/bookkit/test_site.py --ignore=tests/test_explorables.py)
 
 quick: $(STAMP)
 	$(call stage,quick preset,$(BIN)/fabook run --preset quick --jobs $(JOBS))
@@ -77,7 +77,7 @@ claims: quick
 
 site: quick browser
 	$(call stage,site,$(BIN)/fabook build)
-	$(call stage,site in a browser,$(call pytest,site) tests/bookkit/test_site.py)
+	$(call stage,site in a browser,$(call pytest,site) tests/bookkit/test_site.py tests/test_explorables.py)
 
 browser:
 	@if { command -v chromium || command -v google-chrome; } >/dev/null \

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +50,65 @@ def dtype(pytestconfig: pytest.Config) -> torch.dtype:
 def repo() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+# --- the built site in a browser ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def html(repo: Path) -> Path:
+    """The built site: `FABOOK_SITE`, else `_build/html`, which is built if it is not there."""
+    folder = Path(os.environ.get("FABOOK_SITE", repo / "_build" / "html")).resolve()
+    if not (folder / "index.html").is_file():
+        assert "FABOOK_SITE" not in os.environ, f"no site in {folder}"
+        for command in ("run", "build"):
+            code = "import sys; from bookkit.cli import main; sys.exit(main(sys.argv[1:]))"
+            subprocess.run([sys.executable, "-c", code, command], check=True, cwd=repo)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def address(html: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(html))
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    assert chromium, "the site's tests need chromium"
+    assert driver, "the site's tests need chromedriver"
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "disable-dev-shm-usage",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    window = webdriver.Chrome(options=options, service=service)
+    window.set_script_timeout(20)
+    yield window
+    window.quit()

@@ -60,8 +60,10 @@
     const place = (at) => `(${at.map(round).join(", ")})`;
     const from = Math.abs(e) < 0.15 ? "next to a minimum of the loss" : `with error ${round(e)}`;
     if (Math.hypot(start[0], b) === 0) return "Nothing moves: no weight gets a signal.";
-    return `Start ${place(start)}, ${from}; cosine with the gradient ${turn(start)}. `
-      + `It comes to rest at ${place(end)}; cosine ${turn(end)}, so the minimum is stable.`;
+    const begin = `Start ${place(start)}, ${from}; cosine with the gradient ${turn(start)}.`;
+    return chain.exponent(...end, b) < 0
+      ? `${begin} It comes to rest at ${place(end)}; cosine ${turn(end)}, so the minimum is stable.`
+      : `${begin} It rests there only until something disturbs it.`;
   }
 
   function make(figure) {
@@ -73,7 +75,7 @@
       box: [-3.4, 3.4, 3.4, -3.4],
     });
     const text = x.axes(board, 3.3, ["w₁", "w₂"]);
-    for (const k of [-2, 2]) { text(k, -0.25, String(k).replace("-", "−")); text(-0.25, k, String(k).replace("-", "−")); }
+    for (const k of [-2, 2]) { text(k, -0.25, String(k).replace("-", "−")); text(0.28, k, String(k).replace("-", "−")); }
     const stable = x.curve(board, "x-stable", { strokeWidth: 4 });
     const unstable = x.curve(board, "x-unstable", { strokeWidth: 2.5 });
     const parabola = x.curve(board, "x-parabola", { strokeWidth: 1 });
@@ -140,7 +142,7 @@
     }
 
     start.on("drag", () => draw(false));
-    start.on("up", () => draw());
+    start.on("up", () => draw());  // the walker then goes the way
     function misaligned(kick) {  // half way from the edge of stability to the board's edge
       const b = slider.get();
       if (b === 0) return say("Without feedback, b = 0, no minimum is misaligned.");
@@ -152,7 +154,7 @@
     x.button(figure, "Below it", () => misaligned(-0.12));
     x.button(figure, "From small weights", () => put(0.1, 0.1));
     draw(false);
-    return start;
+    return x.handle(start, "Start of the walker: move it with the arrow keys");
   }
 
   window.explorables.makers.chain = make;

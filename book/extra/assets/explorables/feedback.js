@@ -144,7 +144,7 @@
       draw();
     }
     draw();
-    return handle;
+    return x.handle(handle, "Direction of the feedback F: turn it with the arrow keys");
   }
 
   window.explorables.makers.feedback = make;

@@ -60,11 +60,11 @@ window.explorables = {
     line([-reach, 0], [reach, 0]);
     line([0, -reach], [0, reach]);
     const text = (x, y, words, css = "x-text") => board.create("text", [x, y, words], {
-      ...look, display: "internal", cssClass: css, highlightCssClass: css, cssDefaultStyle: "", highlightCssDefaultStyle: "", fontSize: 13,
+      ...look, display: "internal", cssClass: css, highlightCssClass: css, cssDefaultStyle: "", highlightCssDefaultStyle: "", fontSize: 17,
       anchorX: "middle", anchorY: "middle",
     });
-    text(reach * 0.95, -reach * 0.06, names[0], "x-text x-name");
-    text(reach * 0.07, reach * 0.95, names[1], "x-text x-name");
+    text(reach * 0.95, -reach * 0.07, names[0], "x-text x-name");
+    text(-reach * 0.07, reach * 0.95, names[1], "x-text x-name");
     return text;
   },
 
@@ -74,6 +74,15 @@ window.explorables = {
       fixed: true, highlight: false, tabindex: null, cssClass: css, highlightCssClass: css, ...more,
     });
     return { set(xs, ys) { made.dataX = xs; made.dataY = ys; made.updateCurve(); }, made };
+  },
+
+  // Makes a point a stop of the Tab key that says what it is.
+  handle(point, label) {
+    const node = point.rendNode;
+    node.setAttribute("tabindex", "0");
+    node.setAttribute("role", "application");
+    node.setAttribute("aria-label", label);
+    return point;
   },
 
   still: () => matchMedia("(prefers-reduced-motion: reduce)").matches,
