@@ -4,10 +4,11 @@
 |---|---|
 | ``online`` | the differential equations of online learning in two layers |
 | ``simulation`` | the same networks, trained online in batches of runs |
+| ``reduced`` | the same runs in law, at a cost that does not depend on the number of inputs |
 | ``deep_linear`` | weak and strong alignment of deep linear networks |
 | ``convolution`` | how far a convolution can align |
 """
 
-from . import convolution, deep_linear, online, simulation
+from . import convolution, deep_linear, online, reduced, simulation
 
-__all__ = ["convolution", "deep_linear", "online", "simulation"]
+__all__ = ["convolution", "deep_linear", "online", "reduced", "simulation"]

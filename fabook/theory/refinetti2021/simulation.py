@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import log, pi, sqrt
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -86,8 +86,11 @@ class OnlineState:
         return {name: x.cpu().numpy() for name, x in values.items()}
 
 
+State = TypeVar("State", covariant=True)
+
+
 @dataclass(frozen=True)
-class OnlineRun:
+class OnlineRun(Generic[State]):
     """What the probes saw: the axes are run, probe, then units.
 
     `alignment` is cos(v, F), and NaN under back-propagation, which uses no F. `T` is constant.
@@ -101,7 +104,7 @@ class OnlineRun:
     v: Array  # (R, n_p, K)
     error: Array  # (R, n_p), closed-form and noise-free, with the factor 1/2
     alignment: Array  # (R, n_p)
-    state: OnlineState  # where the runs ended
+    state: State  # where the runs ended
 
 
 def initial_conditions(
@@ -134,29 +137,46 @@ def initial_conditions(
         (torch.Size([3, 4, 100]), [1.0, 1.0])
     """
     sd_w, sd_v = init_sd if isinstance(init_sd, tuple) else (init_sd, init_sd)
+    return OnlineState(
+        w=sd_w * _draw(seeds, "student first layer", n_hidden, n_inputs),
+        B=_draw(seeds, "teacher first layer", n_teacher, n_inputs),
+        **_read_outs(seeds, n_hidden, n_teacher, sd_v, teacher_output, feedback),
+    ).to(dtype)
 
-    def draw(name: str, *shape: int) -> Tensor:
-        def one(seed: int) -> Tensor:
-            generator = stream(seed, "online", name)
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-        return torch.stack([one(seed) for seed in seeds])
+def _draw(seeds: Sequence[int], name: str, *shape: int) -> Tensor:
+    """Standard normal numbers (R, *shape), each run's from its own stream of this name."""
+
+    def one(seed: int) -> Tensor:
+        generator = stream(seed, "online", name)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return torch.stack([one(seed) for seed in seeds])
+
+
+def _read_outs(
+    seeds: Sequence[int],
+    n_hidden: int,
+    n_teacher: int,
+    sd: float,
+    teacher_output: ArrayLike | None,
+    feedback: ArrayLike | None,
+) -> dict[str, Tensor]:
+    """v, A and F of every run."""
 
     def fixed(values: ArrayLike | None, name: str, units: int) -> Tensor:
         if values is None:
-            return draw(name, units)
+            return _draw(seeds, name, units)
         row = torch.as_tensor(np.asarray(values, dtype=np.float64))
         if row.shape != (units,):
             raise ValueError(f"{name} must have shape ({units},), got {tuple(row.shape)}")
         return row.repeat(len(seeds), 1)
 
-    return OnlineState(
-        w=sd_w * draw("student first layer", n_hidden, n_inputs),
-        v=sd_v * draw("student read-out", n_hidden),
-        B=draw("teacher first layer", n_teacher, n_inputs),
-        A=fixed(teacher_output, "teacher_output", n_teacher),
-        F=fixed(feedback, "feedback", n_hidden),
-    ).to(dtype)
+    return {
+        "v": sd * _draw(seeds, "student read-out", n_hidden),
+        "A": fixed(teacher_output, "teacher_output", n_teacher),
+        "F": fixed(feedback, "feedback", n_hidden),
+    }
 
 
 class _Batch:
@@ -218,21 +238,17 @@ class _Batch:
 
     def measure(self) -> dict[str, Array]:
         """Order parameters and error, in double precision."""
-        now = self.state().order_parameters()
-        Q, R, T, v, A = (now[k] for k in ("Q0", "R0", "T", "v0", "A"))
-        error = generalisation_error(Q, R, T, v, A, activation=self.activation)
-        return {"Q": Q, "R": R, "v": v, "error": error}
+        return _measured(self.state().order_parameters(), self.activation)
 
-    def check(self, before: int, after: int) -> None:
-        for name, value in (("v", self.c), ("w", self.W.flatten(1))):
-            finite = value.isfinite().all(1)
-            if not finite.all():
-                run = int((~finite).nonzero()[0])
-                raise FloatingPointError(
-                    f"run {run} diverged: {name} is not finite any more; it happened between the "
-                    f"steps {before} and {after} (t = {after / self.N:.4g}) with lr = {self.lr}; "
-                    "a smaller learning rate helps"
-                )
+    def weights(self) -> dict[str, Tensor]:
+        """What must stay finite, runs first."""
+        return {"v": self.c, "w": self.W}
+
+
+def _measured(now: dict[str, Array], activation: str) -> dict[str, Array]:
+    Q, R, T, v, A = (now[k] for k in ("Q0", "R0", "T", "v0", "A"))
+    error = generalisation_error(Q, R, T, v, A, activation=activation)
+    return {"Q": Q, "R": R, "T": T, "v": v, "error": error}
 
 
 def train_online(
@@ -249,7 +265,7 @@ def train_online(
     progress: bool | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> OnlineRun:
+) -> OnlineRun[OnlineState]:
     """Train every run of `start` for `steps` online steps and probe it on the way.
 
     `start` is left as it is; go on from `run.state`. The same arguments on the same machine give
@@ -278,6 +294,16 @@ def train_online(
         >>> run.error.shape == (2, len(run.t)), float(run.t[-1])
         (True, 2.0)
     """
+    wanted = _wanted(rule, activation, steps, probes)
+    start = start.to(device=device, dtype=dtype or start.w.dtype)
+    batch = _Batch(start, rule, lr, activation, noise, generator)
+    return _follow(batch, steps, wanted, tol, progress)
+
+
+def _wanted(
+    rule: str, activation: str, steps: int, probes: Sequence[int] | NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """The steps to probe, after a check of the other words as well."""
     if rule not in ("BP", "DFA"):
         raise ValueError(f"rule must be one of 'BP', 'DFA', got {rule!r}")
     if activation not in _ACTIVATIONS:
@@ -285,13 +311,38 @@ def train_online(
     wanted = np.concatenate([[0], log_steps(steps, 60)]) if probes is None else np.asarray(probes)
     if wanted.size == 0 or wanted[0] < 0 or wanted[-1] > steps or (np.diff(wanted) <= 0).any():
         raise ValueError(f"probes must increase strictly within 0 to {steps}, got {probes!r}")
-    start = start.to(device=device, dtype=dtype or start.w.dtype)
-    batch = _Batch(start, rule, lr, activation, noise, generator)
+    return wanted.astype(np.int64)
+
+
+class _Moving(Protocol[State]):
+    """Runs that `_follow` can follow."""
+
+    N: int
+    lr: float
+    F: Tensor | None
+
+    def advance(self, n: int) -> None: ...
+
+    def weights(self) -> dict[str, Tensor]: ...
+
+    def measure(self) -> dict[str, Array]: ...
+
+    def state(self) -> State: ...
+
+
+def _follow(
+    batch: _Moving[State],
+    steps: int,
+    wanted: NDArray[np.int64],
+    tol: float | None,
+    progress: bool | None,
+) -> OnlineRun[State]:
+    """Make the steps, probe where wanted, stop at a divergence or below the tolerance."""
     seen: list[dict[str, Array]] = []
     at, on_probe, bar = 0, set(wanted.tolist()), _bar(steps, progress)
     for stop in sorted(on_probe.union(range(0, steps, _CHECK_EVERY), [steps])):
         batch.advance(stop - at)
-        batch.check(at, stop)
+        _check(batch, at, stop)
         bar.update(stop - at)
         at = stop
         if stop in on_probe:
@@ -300,16 +351,28 @@ def train_online(
                 break
     bar.close()
     path = {name: np.stack([s[name] for s in seen], axis=1) for name in seen[0]}
-    kept = wanted[: len(seen)].astype(np.int64)
-    F = np.nan if rule == "BP" else start.F.double().cpu().numpy()[:, None]
+    T, kept = path.pop("T")[:, 0], wanted[: len(seen)]
+    F = np.nan if batch.F is None else batch.F.double().cpu().numpy()[:, None]
     return OnlineRun(
         steps=kept,
         t=kept / batch.N,
         **path,
-        T=start.order_parameters()["T"],
+        T=T,
         alignment=alignment(path["v"], F),
         state=batch.state(),
     )
+
+
+def _check(batch: _Moving[State], before: int, after: int) -> None:
+    for name, value in batch.weights().items():
+        finite = value.flatten(1).isfinite().all(1)
+        if not finite.all():
+            run = int((~finite).nonzero()[0])
+            raise FloatingPointError(
+                f"run {run} diverged: {name} is not finite any more; it happened between the "
+                f"steps {before} and {after} (t = {after / batch.N:.4g}) with lr = {batch.lr}; "
+                "a smaller learning rate helps"
+            )
 
 
 def _bar(total: int, progress: bool | None) -> Any:
