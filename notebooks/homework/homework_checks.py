@@ -66,14 +66,14 @@ def same(
     except (TypeError, ValueError):
         raise AssertionError(f"{what}: expected numbers, got {type(found).__name__}") from None
     right = _array(expected)
-    if ours.shape != right.shape:
-        raise AssertionError(f"{what}: expected shape {right.shape}, got {ours.shape}")
-    if _close(ours, right, relative):
+    if ours.shape == right.shape and _close(ours, right, relative):
         return
     for message, wrong in (mistakes or {}).items():
         other = _array(wrong)
         if other.shape == ours.shape and _close(ours, other, relative):
             raise AssertionError(f"{what}: {message}")
+    if ours.shape != right.shape:
+        raise AssertionError(f"{what}: expected shape {right.shape}, got {ours.shape}")
     gap = np.nanmax(np.abs(ours - right)) if np.isfinite(ours).any() else float("nan")
     raise AssertionError(f"{what}: wrong values, off by up to {gap:.3g}")
 

@@ -127,6 +127,144 @@ WRONG: dict[str, list[Wrong]] = {
             {"q4": "from the bottom layer to the top one"},
         ),
     ],
+    "hw2": [
+        Wrong(
+            "1 + missing",
+            {"s = np.sqrt(1 + np.diag(C))": "s = np.sqrt(np.diag(C))"},
+            {"q1": 2.0, "q2": 1.5},
+            {"q1": "the 1 + of each variance is missing"},
+        ),
+        Wrong(
+            "factor 1/2",
+            {"return 0.5 * c @": "return c @"},
+            {"q2": 1.5},
+            {"q2": "the factor 1/2 of the loss is missing"},
+        ),
+        Wrong(
+            "cross terms once",
+            {
+                "c = np.concatenate([-np.asarray(v), A])": (
+                    "k, I = len(v), I2(np.block([[Q, R], [np.transpose(R), T]]))\n"
+                    "    vA = v @ I[:k, k:] @ A\n"
+                    "    return 0.5 * (v @ I[:k, :k] @ v - vA + A @ I[k:, k:] @ A)\n    c = 0"
+                )
+            },
+            {"q2": 2.0},  # a perfect student would make an error
+            {"q2": "the cross terms occur twice"},
+        ),
+        Wrong(
+            "sign of the cross terms",
+            {"[-np.asarray(v), A]": "[np.asarray(v), A]"},
+            {"q2": 2.0},
+            {"q2": "the cross terms have a minus sign"},
+        ),
+        Wrong(
+            "time in steps",
+            {"times=run.t": "times=run.steps"},
+            {"q3": 3.0},
+            {"q3": "time is steps / N, not steps"},
+        ),
+        Wrong(
+            "one time alone",
+            {
+                "np.sqrt(((run.error - theory.error) ** 2).mean(1))": (
+                    "abs(run.error - theory.error)[:, -1]"
+                )
+            },
+            {"q3": 1.5},
+            {"q3": "only one time is compared"},
+        ),
+        Wrong(
+            "theory of backpropagation",
+            {"feedback=start.F.numpy()": "feedback=None"},
+            {"q3": 2.5},
+            {"q3": "pass the feedback"},
+        ),
+        Wrong(
+            "permutations without signs",
+            {"np.array(order) * signs": "np.array(order)"},
+            {"q4": 1.5},
+            {"q4": "each unit can turn its sign as well"},
+        ),
+        Wrong(
+            "signs without permutations",
+            {"for order in permutations(A)": "for order in [A]"},
+            {"q4": 1.0},
+            {"q4": "units can change places as well"},
+        ),
+        Wrong(
+            "root of K",
+            {"(np.sqrt(len(F)) * np.linalg.norm(F))": "np.linalg.norm(F)"},
+            {"q4": 0.75},
+            {"q4": "the root of K is missing"},
+        ),
+    ],
+    "hw3": [
+        Wrong(
+            "plus sign",
+            {"- (B_next * W_next).sum(0)": "+ (B_next * W_next).sum(0)"},
+            {"q1": 1.5, "q2": 1.5, "q3": 0.75},
+            {"q1": "the partner is subtracted"},
+        ),
+        Wrong(
+            "rows for columns",
+            {"(B_next * W_next).sum(0)": "(B_next * W_next).sum(1)"},
+            {"q1": 1.25, "q2": 2.5, "q3": 0.75},
+            {"q1": "a hidden neuron owns a column of it, not a row"},
+        ),
+        Wrong(
+            "layer for neuron",
+            {
+                "return (W**2).sum(1) / 2 + b**2 / 2 - (B_next * W_next).sum(0)": (
+                    "return (W**2).sum() / 2 + (b**2).sum() / 2 - (B_next * W_next).sum()"
+                )
+            },
+            {"q1": 1.5, "q2": 1.0},  # the layer's sum is conserved as well
+            {"q1": "every neuron conserves a number of its own"},
+        ),
+        Wrong(
+            "bias forgotten",
+            {" + b**2 / 2 - (B_next": " - (B_next"},
+            {"q1": 1.5, "q2": 1.5, "q3": 0.75},
+            {"q1": "the bias is forgotten"},
+        ),
+        Wrong(
+            "single precision",
+            {"torch.set_default_dtype(torch.float64)": "torch.set_default_dtype(torch.float32)"},
+            {"q2": 1.0},
+            {"q2": "rounding of single precision"},
+        ),
+        Wrong(
+            "drift at a fixed number of steps",
+            {"for _ in range(round(time / lr))": "for _ in range(round(time))"},
+            {"q2": 1.25},
+            {"q2": "fixed number of steps"},
+        ),
+        Wrong(
+            "half the squares forgotten",
+            {"explained += lr**2 / 2 *": "explained += lr**2 *"},
+            {"q2": 1.0},
+            {"q2": "half the squares of weights AND bias"},
+        ),
+        Wrong(
+            "a wrong prediction",
+            {'"Adam": True': '"Adam": False'},
+            {"q3": 0.2},
+            {"q3": "Adam scales each weight's step"},
+        ),
+        Wrong(
+            "partner without its constant",
+            {"(W_next**4).sum(0) / 4": "(W_next**4).sum(0)"},
+            {"q4": 0.75},
+            {"q4": "divide by 4"},
+        ),
+        Wrong(
+            "sign of the feedback",
+            {"0.6 * (u**2).sum(1) / b": "0.6 * (u**2).sum(1) / b.abs()"},
+            {"q5": 1.0},
+            {"q5": "where b is negative, w must be negative too"},
+        ),
+    ],
 }
 NAMES = sorted(path.stem for path in SOURCES.glob("hw*.md"))
 
