@@ -18,8 +18,8 @@ def scorecard() -> str:
     names = claims.papers(ROOT)
     committed = claims.scorecard(ROOT, ROOT / "book" / "results" / "none", presets=("paper",))
     counts = Counter((row["paper"], row["verdict"]) for row in committed)
-    verdicts = (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.NOT_RUN)
-    lines = [f"| {' | '.join(('chapter', *verdicts))} |", "| --- | --- | --- | --- |"]
+    verdicts = (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.UNDECIDED, claims.NOT_RUN)
+    lines = [f"| {' | '.join(('chapter', *verdicts))} |", "| --- | --- | --- | --- | --- |"]
     for paper in dict.fromkeys(row["paper"] for row in committed):
         name = names[paper]["name"]
         lines.append(f"| {' | '.join([name, *(str(counts[paper, v]) for v in verdicts)])} |")

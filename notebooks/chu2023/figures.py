@@ -1,0 +1,92 @@
+"""Figures of the chapter, drawn from results alone: label -> Dataset in, figure out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fabook import plots
+
+WALKERS: dict[str, dict[str, Any]] = {
+    "BP": plots.rule_style("BP") | {"linestyle": "-"},
+    "FA": plots.rule_style("FA") | {"linestyle": "-"},
+    "FA, redrawn": plots.rule_style("FA") | {"linestyle": (0, (1.2, 1.2)), "marker": "s"},
+}
+NAMES = {"BP": "BP", "FA": "FA, fixed feedback", "FA, redrawn": "FA, feedback redrawn"}
+
+
+def _letters(axes: Any) -> None:
+    for letter, ax in zip("abcd", np.ravel(axes)):
+        title = ax.get_title()
+        ax.set_title("")
+        ax.set_title(f"({letter}) {title}", loc="left", fontsize=10.5)
+
+
+def random_walk(data: Any) -> Any:
+    """Persistence at both batch sizes, alignment, and test accuracy."""
+    walks = data["walks"]
+    fig, axes = plots.figure(2, 2, height=2.6)
+    panels = [("whole set", axes[0, 0]), ("small batches", axes[0, 1])]
+    step = walks.step.values
+    for batch, ax in panels:
+        for rule, look in WALKERS.items():
+            runs = walks.persistence.sel(batch=batch, rule=rule).values
+            plots.band(
+                ax,
+                step,
+                runs,
+                kind="95%",
+                color=look["color"],
+                linestyle=look["linestyle"],
+                label=NAMES[rule],
+            )
+        for line in (np.ones(len(step)), step):
+            plots.theory_line(ax, step, line, color="0.35", linestyle="--", linewidth=1.2)
+        ax.text(step[-1], 0.93, "random walk", ha="right", va="top", fontsize=9)
+        ax.text(5, 13, "march", ha="right", fontsize=9)
+        ax.set(xscale="log", yscale="log", ylim=(0.5, 1200), xlabel="step", title=batch)
+    axes[0, 0].set_ylabel("persistence $R^2/P$")
+    for rule, look in WALKERS.items():
+        runs = walks.cosine.sel(batch="whole set", rule=rule).values
+        if rule != "BP":  # the gradient's cosine with itself
+            plots.band(
+                axes[1, 0], step, runs, kind="95%", color=look["color"], linestyle=look["linestyle"]
+            )
+    axes[1, 0].axhline(0, color="0.6", lw=0.8)
+    axes[1, 0].set(
+        xscale="log",
+        xlabel="step",
+        ylabel="cosine with the gradient",
+        title="hidden gradient alignment",
+        ylim=(-0.2, 1),
+    )
+    _accuracies(axes[1, 1], walks)
+    _letters(axes)
+    handles, _ = axes[0, 0].get_legend_handles_labels()
+    fig.legend(
+        handles=[h for h in handles if h.get_label() in NAMES.values()],
+        ncols=3,
+        loc="outside upper center",
+        frameon=False,
+        fontsize=10,
+    )
+    return fig
+
+
+def _accuracies(ax: Any, walks: Any) -> None:
+    spread = np.linspace(-0.06, 0.06, walks.sizes["seed"])
+    for r, (rule, look) in enumerate(WALKERS.items()):
+        for batch, shift, fill in (("whole set", -0.17, "white"), ("small batches", 0.17, None)):
+            values = 100 * walks.accuracy.sel(batch=batch, rule=rule).values
+            plots.points(
+                ax,
+                r + shift + spread,
+                values,
+                color=look["color"],
+                label=None,
+                markerfacecolor=fill or look["color"],
+                markersize=4,
+            )
+    ax.set_xticks(range(3), ["BP", "FA, fixed", "FA, redrawn"])
+    ax.set(ylabel="test accuracy (%)", title="accuracy at the end", xlim=(-0.6, 2.6))
