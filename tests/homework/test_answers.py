@@ -265,6 +265,78 @@ WRONG: dict[str, list[Wrong]] = {
             {"q5": "where b is negative, w must be negative too"},
         ),
     ],
+    "hw4": [
+        Wrong(
+            "M of backpropagation",
+            {"@ chu2023.jacobian(rule, x).T": "@ chu2023.jacobian(fabook.BP(rule.net), x).T"},
+            {"q1": 1.0},
+            {"q1": "this is M of backpropagation"},
+        ),
+        Wrong(
+            "symmetric part",
+            {"torch.linalg.eigvals(M).real": "torch.linalg.eigvalsh((M + M.T) / 2)"},
+            {"q1": 1.25},
+            {"q1": "not those of its symmetric part"},
+        ),
+        Wrong(
+            "sign of the flow",
+            {"torch.linalg.eigvals(M).real > 0": "torch.linalg.eigvals(M).real < 0"},
+            {"q1": 1.5},
+            {"q1": "return True"},
+        ),
+        Wrong(
+            "square root",
+            {"-((b * y) ** (1 / 3))": "-((b * y) ** (1 / 2))"},
+            {"q2": 0.75},
+            {"q2": "a cube root"},
+        ),
+        Wrong(
+            "agreement of signs for stability",
+            {"w1**2 + b * y / w1 > 0": "b * y / w1 > 0"},
+            {"q2": 0.5},
+            {"q2": "w1^2 outweighs it"},
+        ),
+        Wrong(
+            "absolute cosine",
+            {'.final("cosine")': '.final("cosine").__abs__()'},
+            {"q3": 1.25},
+            {"q3": "the cosine is signed"},
+        ),
+        Wrong(
+            "mean square without its root",
+            {
+                "np.sqrt((alignments(p, penalty, SEEDS) ** 2).mean())": (
+                    "(alignments(p, penalty, SEEDS) ** 2).mean()"
+                )
+            },
+            {"q3": 1.0},
+            {"q3": "take its root"},
+        ),
+        Wrong(
+            "bound set after the run",
+            {
+                "seeds = registered_seeds(claim) # SOLUTION": "seeds = [0, 1, 2, 3, 4]",
+                "verdict = judged": (
+                    "claim['check'][0]['bound'] = 0.9 * min(values)\nverdict = judged"
+                ),
+            },
+            {"q4": 0.75},
+            {"q4": "was the bound set"},
+        ),
+        Wrong(
+            "best seed reported",
+            {"[measure(seed) for seed in seeds]": "[max(map(measure, seeds))] * 5"},
+            {"q4": 0.75},
+            {"q4": "is one seed, the best one, reported for all?"},
+        ),
+        Wrong(
+            "a verdict of one's own",
+            {"verdict = judged(claim, values)": "verdict = 'nearly reproduced'"},
+            {"q4": 0.5},
+            {"q4": "the judge says"},
+        ),
+        Wrong("a claim that fails", {'"bound": 0.2,': '"bound": 0.999,'}, {}),
+    ],
 }
 NAMES = sorted(path.stem for path in SOURCES.glob("hw*.md"))
 
@@ -314,6 +386,7 @@ def homework(name: str) -> Homework:
 
 def blank(cell: str) -> str:
     """A code cell as a student gets it."""
+    cell = re.sub(r"# BEGIN SOLUTION NO PROMPT\n.*?# END SOLUTION\n", "", cell, flags=re.DOTALL)
     cell = re.sub(r"( *)# BEGIN SOLUTION\n.*?# END SOLUTION", r"\1...", cell, flags=re.DOTALL)
     return re.sub(r"=.*# SOLUTION$", "= ...", cell, flags=re.MULTILINE)
 
