@@ -94,12 +94,10 @@ def target_error(
     choose("loss", loss, LOSSES)
     count = output.numel() if loss != "cross_entropy" else output.numel() // output.shape[-1]
     if loss != "mse" and target.shape != output.shape:
-        labels = _labels(output, target, ignore=loss == "cross_entropy")
-        kept = labels != IGNORED
-        if loss == "cross_entropy" and not bool(kept.all()):
-            count = int(kept.sum())
-        target = F.one_hot(labels.where(kept, labels.new_zeros(())), output.shape[-1])
-        target = target * kept.unsqueeze(-1)
+        labels, kept = _labels(output, target, ignore=loss == "cross_entropy")
+        target = F.one_hot(labels, output.shape[-1])
+        if kept is not None:
+            count, target = int(kept.sum()), target * kept.unsqueeze(-1)
     factor = 2.0 if loss == "mse" else 1.0
     return target.to(output) * (factor / max(count, 1) if reduction == "mean" else factor)
 
@@ -118,7 +116,7 @@ def _squares(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Te
 
 def _binary(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     if target.shape != output.shape:
-        labels = _labels(output, target, ignore=False)
+        labels, _ = _labels(output, target, ignore=False)
         if output.shape[-1] == 1:
             raise ValueError(
                 f"bce of one output needs a target of its shape {tuple(output.shape)}; "
@@ -140,34 +138,36 @@ def _cross_entropy(output: Tensor, target: Tensor, reduction: str) -> tuple[Tens
         value = -(target * logp).sum() * scale
         error.mul_(target.sum(-1, keepdim=True)).sub_(target)
         return value, error.mul_(scale) if scale != 1.0 else error
-    labels = _labels(output, target, ignore=True)
-    kept = labels != IGNORED
-    if not bool(kept.all()):
+    labels, kept = _labels(output, target, ignore=True)
+    index = labels.unsqueeze(-1)
+    ones = torch.ones_like(index, dtype=error.dtype)
+    if kept is not None:
         counted = int(kept.sum())
         scale = (1.0 / counted if counted else float("nan")) if reduction == "mean" else 1.0
-        labels = labels.where(kept, labels.new_zeros(()))
-        error, logp = error * kept.unsqueeze(-1), logp * kept.unsqueeze(-1)
-    index = labels.unsqueeze(-1)
+        ones = kept.unsqueeze(-1).to(error)
+        error, logp = error * ones, logp * ones
     value = logp.gather(-1, index).sum() * -scale
-    error.scatter_add_(-1, index, -kept.unsqueeze(-1).to(error))
+    error.scatter_add_(-1, index, -ones)
     return value, error.mul_(scale) if scale != 1.0 else error
 
 
-def _labels(output: Tensor, target: Tensor, *, ignore: bool) -> Tensor:
-    """Class indices as int64, each of them a class or, where that is allowed, -100."""
+def _labels(output: Tensor, target: Tensor, *, ignore: bool) -> tuple[Tensor, Tensor | None]:
+    """Class indices as int64, and where some are -100 and thus 0 here, a mask of the others."""
     if target.is_floating_point() or target.is_complex() or target.shape != output.shape[:-1]:
         raise ValueError(
             f"cross_entropy and bce of outputs {tuple(output.shape)} need class indices of shape "
             f"{tuple(output.shape[:-1])} or probabilities of the output's shape; "
             f"got {tuple(target.shape)} {target.dtype}"
         )
-    labels = target.long()
-    wrong = (labels < 0) | (labels >= output.shape[-1])
-    if ignore:
-        wrong &= labels != IGNORED
+    labels, classes = target.long(), output.shape[-1]
+    low, high = torch.stack(torch.aminmax(labels)).tolist()
+    if low >= 0 and high < classes:
+        return labels, None
+    kept = labels != IGNORED if ignore else torch.ones_like(labels, dtype=torch.bool)
+    wrong = kept & ((labels < 0) | (labels >= classes))
     if bool(wrong.any()):
         raise ValueError(
-            f"target: labels must lie in [0, {output.shape[-1] - 1}]"
+            f"target: labels must lie in [0, {classes - 1}]"
             f"{' or be -100, which is ignored' if ignore else ''}; got {int(labels[wrong][0])}"
         )
-    return labels
+    return labels.where(kept, labels.new_zeros(())), kept

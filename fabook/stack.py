@@ -62,11 +62,8 @@ class Signal(NamedTuple):
         if key in self.grads:
             return self.grads[key]
         if isinstance(self.module, nn.Conv2d):
-            mask = [False, key == "weight", key == "bias"]
-            found = _conv_backward(self.name, self.module, None, self.error, self.input, mask)
-            grad = found[1 if key == "weight" else 2]
-            assert grad is not None
-            return grad
+            _conv_backward(self.name, self.module, None, self.error, self.input, self.grads)
+            return self.grads[key]
         error = rows(self.error)
         return error.sum(0) if key == "bias" else torch.mm(error.t(), rows(self.input), out=out)
 
@@ -78,6 +75,22 @@ Local = tuple[Callable[[Any, Tensor], tuple[Tensor, Any]], Callable[[Any, Tensor
 
 def _same(y: Tensor) -> tuple[Tensor, Tensor]:
     return y, y
+
+
+def _pool_settings(m: Any) -> list[Any]:
+    pairs = m.kernel_size, m.stride or m.kernel_size, m.padding, m.dilation
+    return [*([v, v] if isinstance(v, int) else list(v) for v in pairs), m.ceil_mode]
+
+
+def _max_pool(m: Any, x: Tensor) -> tuple[Tensor, Any]:
+    y, at = _aten.max_pool2d_with_indices(x, *_pool_settings(m))
+    return y, (x, at)
+
+
+def _max_pool_backward(m: Any, g: Tensor, saved: Any) -> Tensor:
+    x, at = saved
+    found: Tensor = _aten.max_pool2d_with_indices_backward(g, x, *_pool_settings(m), at)
+    return found
 
 
 # module type -> (forward: (output, saved), backward: error at the input); the rest goes by autograd
@@ -99,14 +112,25 @@ CLOSED: dict[type, Local] = {
     Scale: (lambda m, x: (x * m.factor, None), lambda m, g, _: g * m.factor),
     nn.Identity: (lambda m, x: (x, None), lambda m, g, _: g),
     nn.Flatten: (lambda m, x: (m(x), x.shape), lambda m, g, shape: g.reshape(shape)),
+    nn.MaxPool2d: (_max_pool, _max_pool_backward),
 }
 
-# the same outputs, written over the input: these save what they give and not what they take
-_OVER: dict[type, Callable[[Tensor], Tensor]] = {
-    nn.Tanh: torch.tanh_,
-    nn.ReLU: torch.relu_,
-    nn.Sigmoid: torch.sigmoid_,
+# the same, written over the input: these save what they give and not what they take
+_OVER: dict[type, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    nn.Tanh: (torch.tanh_, lambda g, y: _aten.tanh_backward.grad_input(g, y, grad_input=g)),
+    nn.ReLU: (
+        torch.relu_,
+        lambda g, y: _aten.threshold_backward.grad_input(g, y, 0, grad_input=g),
+    ),
+    nn.Sigmoid: (
+        torch.sigmoid_,
+        lambda g, y: _aten.sigmoid_backward.grad_input(g, y, grad_input=g),
+    ),
 }
+
+
+def _closed(module: nn.Module) -> Local | None:
+    return None if getattr(module, "return_indices", False) else CLOSED.get(type(module))
 
 
 class _ByAutograd:
@@ -139,15 +163,20 @@ def _conv_backward(
     weight: Tensor | None,
     error: Tensor,
     h: Tensor,
-    mask: list[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Error at the input with ``weight`` in W's place, and gradients of weight and bias."""
-    found: tuple[Tensor | None, Tensor | None, Tensor | None] = _aten.convolution_backward(
+    grads: dict[str, Tensor] | None,
+) -> Tensor | None:
+    """Error at the input with ``weight`` in W's place, if given; fills ``grads``, if given."""
+    own = grads is not None
+    below, dw, db = _aten.convolution_backward(
         error, h, conv.weight if weight is None else weight, [conv.weight.shape[0]],
-        list(conv.stride), list(_padding(name, conv)), list(conv.dilation), False, [0, 0],
-        conv.groups, mask,
+        conv.stride, _padding(name, conv), conv.dilation, False, [0, 0], conv.groups,
+        [weight is not None, own, own and conv.bias is not None],
     )  # fmt: skip
-    return found
+    if grads is not None:
+        grads["weight"] = dw
+        if conv.bias is not None:
+            grads["bias"] = db
+    return below
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -285,7 +314,7 @@ class Stack:
         self.above: dict[str, Any] = dict(
             zip(self.layers, [m for _, m in weights[1:]], strict=False)
         )
-        self._plan = [(n, m, _is_weight_layer(m), CLOSED.get(type(m))) for n, m in self.modules]
+        self._plan = [(n, m, _is_weight_layer(m), _closed(m)) for n, m in self.modules]
         self._at: tuple[str, Any, Tensor, Tensor, dict[str, Tensor] | None] | None = None
         self._watch()
 
@@ -307,6 +336,8 @@ class Stack:
 
     def check_unchanged(self) -> None:
         """Raise a RuntimeError if the network is no more the one that was bound."""
+        if any(p.dtype not in DTYPES for p in self.parameters):
+            _check_all(self.net)  # names the one
         own = any("forward" in state for state in self._states)
         if own or any(self._hooks) or self._now() != self._seen:
             raise RuntimeError(
@@ -350,7 +381,7 @@ class Stack:
         fresh = False  # whether x is a weight layer's output, which nothing else reads
         for _, module, is_weight_layer, closed in self._plan:
             if fresh and type(module) in _OVER:
-                x = _OVER[type(module)](x)
+                x = _OVER[type(module)][0](x)
                 tape.append((None, x))
                 fresh = False
                 continue
@@ -395,8 +426,13 @@ class Stack:
         receivers = list(self.layers[:-1])
         from_top: Tensor | None = None
         incoming: Tensor | None = None
+        fresh = False  # whether the signal is a pool's, which nothing else reads
         for name, module, is_weight_layer, closed in reversed(self._plan):
             entry, saved = tape.pop()
+            if fresh and type(module) in _OVER:
+                signal = _OVER[type(module)][1](signal, saved)
+                continue
+            fresh = type(module) is nn.MaxPool2d
             if closed is not None:
                 signal = closed[1](module, signal, saved)
                 continue
@@ -433,14 +469,7 @@ class Stack:
         name, layer, h, error, grads = self._at
         if not isinstance(layer, nn.Conv2d):
             return delta @ weight
-        mask = [True, False, False]
-        if grads is not None and delta is error:
-            biased = layer.bias is not None and layer.bias.requires_grad
-            mask = [True, layer.weight.requires_grad, biased]
-        below, *own = _conv_backward(name, layer, weight, delta, h, mask)
-        if grads is not None:
-            named = zip(("weight", "bias"), own, strict=True)
-            grads.update({k: g for k, g in named if g is not None})
+        below = _conv_backward(name, layer, weight, delta, h, grads if delta is error else None)
         assert below is not None
         return below
 

@@ -162,7 +162,10 @@ class _Stack:
             raise ValueError(
                 f"rules must all be one of {', '.join(_STACKED)}; got {', '.join(sorted(kinds))}"
             )
-        self.direct = next(iter(kinds.values())) == "DFA"
+        for run, rule in enumerate(rules):
+            if rule.feedback and not rule.fixed:
+                raise ValueError(f"run {run} redraws its feedback, which cannot be stacked")
+        self.direct = rules[0].direct
         self.momentum = momentum
         self.parameters: list[_Parameter] = []
         self.ops: list[_Layer | _Activation] = []  # bottom to top

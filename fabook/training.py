@@ -380,6 +380,12 @@ def _check_step(rule: Rule, lr: float | None, optimizer: torch.optim.Optimizer |
         )
     if not any(id(p) in learning for p in given):
         raise ValueError("the optimizer holds no parameter of rule.net that requires a gradient")
+    held = {id(p) for p in rule.parameters()} - {id(p) for p in rule.net.parameters()}
+    if not held <= {id(p) for p in given}:
+        raise ValueError(
+            f"the feedback of {type(rule).__name__} learns and the optimizer does not hold it: "
+            "make it of rule.parameters()"
+        )
 
 
 @torch.no_grad()

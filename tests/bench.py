@@ -152,7 +152,7 @@ def reduction_ratios(repeats: int, width: int = 12_800, steps: int = 20) -> dict
     """Steps of FA on 150-12800-1 with 50 samples, in units of autograd's on the same network."""
     ratios = {}
     for activation in ("linear", "relu", "tanh"):
-        g = fabook.streams.streams(0, activation)
+        g = fabook.streams(0, activation)
         net = fabook.two_layer(150, width, activation=activation, generator=g.weights)
         rule = fabook.FA(net, init="standard_normal", generator=g.feedback)
         x = torch.randn(50, 150, generator=g.data)
@@ -190,10 +190,7 @@ def reduction_ratios(repeats: int, width: int = 12_800, steps: int = 20) -> dict
 IMPORTS = {
     "torch": "import torch",
     "import fabook": "import fabook",
-    "fabook, all that computes": (
-        "from fabook import BP, metrics, train; "
-        "from fabook.theory.refinetti2021 import online, reduced, simulation"
-    ),
+    "fabook, all that computes": "from fabook.theory.refinetti2021 import online, reduced, simulation",
 }
 
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import itertools
+import multiprocessing
 import pickle
 import random
 
@@ -1300,3 +1301,43 @@ def test_shallow_leaves_no_gradients(device):
     Shallow(net).backward(x, y)
     none = [k for k, p in net.named_parameters() if p.grad is None]
     assert none == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def five_steps(rule, x, y):
+    """The rule after five steps; at the top of a module, where other processes find it."""
+    for _ in range(5):
+        rule.sgd_step(x, y, 0.1)
+    return rule
+
+
+@pytest.mark.parametrize("by", ["joblib", "multiprocessing", "Dask"])
+def test_rules_go_to_other_processes_and_come_back(by, dtype):
+    """All nine in one journey; processes are slow to start."""
+    if dtype != torch.float64:
+        pytest.skip("once is enough")
+    x, y = rand(7, 5), rand(7, low=3)
+    rules = [five_steps(make(name, tanh_net("cpu")), x, y) for name in RULES]
+    stayed = copy.deepcopy(rules)  # joblib may run in this process
+    if by == "joblib":
+        joblib = pytest.importorskip("joblib")
+        job = joblib.delayed(five_steps)
+        back = joblib.Parallel(n_jobs=2)(job(rule, x, y) for rule in rules)
+    elif by == "multiprocessing":
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            back = pool.starmap(five_steps, [(rule, x, y) for rule in rules])
+    else:
+        distributed = pytest.importorskip("distributed")
+        with (
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=1, dashboard_address=None, protocol="tcp"
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            back = client.gather([client.submit(five_steps, r, x, y) for r in rules])
+    for rule, other in zip(stayed, back, strict=True):
+        five_steps(five_steps(rule, x, y), x, y)
+        five_steps(other, x, y)
+        for a, b in zip(rule.net.parameters(), other.net.parameters(), strict=True):
+            assert torch.equal(a, b)
+        for a, b in zip(rule.feedback.values(), other.feedback.values(), strict=True):
+            assert torch.equal(a, b)

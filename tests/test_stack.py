@@ -175,3 +175,37 @@ def test_a_strided_bias_is_read_as_it_is():
     y = torch.randint(10, (128,), generator=g)
     want = nn.functional.cross_entropy(net(x), y).detach()
     torch.testing.assert_close(BP(net).backward(x, y), want)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_a_type_that_comes_later_is_named_at_the_update():
+    """Torch keeps the parameters and swaps their data, so that nothing else has changed."""
+    net = network()
+    rule = BP(net)
+    x, y = batch()
+    net.to(torch.complex128)
+    with pytest.raises(UnsupportedModule, match=r"has a weight of torch\.complex128; allowed"):
+        rule.backward(x.to(torch.complex128), y)
+
+
+@pytest.mark.parametrize("size", [2, (3, 2), [2, 2]])
+def test_pools_and_what_is_written_over_them(size):
+    """A pool's signal is written over by the activation below; nothing that is shown is."""
+    g = stream(0, "w")
+    for act in (nn.ReLU, nn.Tanh, nn.Sigmoid):
+        pool = nn.MaxPool2d(size, stride=1, padding=1, dilation=1, ceil_mode=True)
+        net = S(nn.Conv2d(1, 3, 3), act(), pool, nn.Conv2d(3, 2, 2), act(), nn.MaxPool2d(2),
+                nn.Flatten(), nn.LazyLinear(3)).double()  # fmt: skip
+        x = torch.randn(4, 1, 9, 8, generator=g, dtype=torch.float64)
+        y = torch.randint(3, (4,), generator=g)
+        nn.functional.cross_entropy(net(x), y).backward()
+        want = [p.grad.clone() for p in net.parameters()]
+        rule = BP(net)
+        rule.backward(x, y)
+        for p, grad in zip(net.parameters(), want, strict=True):
+            torch.testing.assert_close(p.grad, grad, rtol=1e-12, atol=1e-14)
+        shown = [(s.error.clone(), s.incoming) for s in rule.trace(x, y)]
+        again = [(s.error, s.incoming) for s in list(rule.trace(x, y))]
+        for (a, b), (c, d) in zip(shown, again, strict=True):
+            assert torch.equal(a, c)
+            assert (b is None and d is None) or torch.equal(b, d)

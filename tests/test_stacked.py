@@ -315,3 +315,13 @@ def test_rules_and_runs_that_cannot_be_stacked_are_named() -> None:
         train_stacked(mixed, x, y, steps=1, lr=0.1)
     with pytest.raises(ValueError, match="one rule or more"):
         train_stacked([], x, y, steps=1, lr=0.1)
+
+
+def test_feedback_that_is_drawn_anew_is_refused():
+    nets = [mlp([4, 3, 2], generator=stream(s, "w")) for s in range(2)]
+    rules = [
+        FA(n, generator=stream(0, "f"), redraw_every=k)
+        for n, k in zip(nets, (None, 2), strict=True)
+    ]
+    with pytest.raises(ValueError, match="run 1 redraws its feedback"):
+        train_stacked(rules, torch.ones(3, 4), torch.tensor([0, 1, 1]), lr=0.1, steps=1)

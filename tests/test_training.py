@@ -406,3 +406,12 @@ def test_log_steps():
     assert log_steps(100, 1, first=100).tolist() == [100]
     with pytest.raises(ValueError, match="first=5, n_max=4"):
         log_steps(4, 3, first=5)
+
+
+def test_an_optimizer_without_the_feedback_that_learns_is_refused():
+    rule = RULES["KP"](mlp([4, 3, 2], generator=stream(0, "w")), generator=stream(0, "f"))
+    x, y = torch.ones(3, 4), torch.tensor([0, 1, 1])
+    half = torch.optim.SGD(rule.net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"KolenPollack learns.*make it of rule\.parameters\(\)"):
+        train(rule, x, y, steps=1, optimizer=half)
+    train(rule, x, y, steps=1, optimizer=torch.optim.SGD(rule.parameters(), lr=0.1))

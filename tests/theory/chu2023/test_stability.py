@@ -15,16 +15,15 @@ from fabook import (
     FA,
     FRSF,
     USF,
-    Erf,
     KolenPollack,
     Rule,
-    Scale,
     Shallow,
     metrics,
     mlp,
     stream,
     two_layer,
 )
+from fabook.networks import Erf, Scale
 from fabook.theory import chu2023
 
 F64 = torch.float64
