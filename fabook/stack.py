@@ -316,7 +316,12 @@ class Stack:
         )
         self._plan = [(n, m, _is_weight_layer(m), _closed(m)) for n, m in self.modules]
         self._at: tuple[str, Any, Tensor, Tensor, dict[str, Tensor] | None] | None = None
+        self.steps: dict[str, tuple[int, int]] = {}  # versions of what an optimizer has to step
         self._watch()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nothing travels: the rule that arrives binds its own network."""
+        return type(None), ()
 
     def _watch(self) -> None:
         """Keep what decides what the network computes, to notice when it is changed."""
@@ -580,12 +585,11 @@ class Rule(nn.Module):
         super().__init__()
         if generator is not None and not isinstance(generator, Generator):
             raise TypeError(f"generator must be a torch.Generator; got {generator!r}: {_HOW}")
-        self._path = Stack(net)
+        self._bound: Stack | None = Stack(net)
         self.net = net
         self._init = choose("init", init or self.default_init, INITS)
-        self._scale = scale
+        self._scale, self._drawn_in = scale, torch.get_default_dtype()
         self._input_shape = input_shape
-        self._steps: dict[str, tuple[int, int]] = {}
         self._bind(generator, feedback)
 
     # what a rule defines
@@ -709,7 +713,7 @@ class Rule(nn.Module):
 
         Orthonormal columns are wanted to the last bit of the widest.
         """
-        dtype = torch.float64 if self._init == "orthogonal" else None
+        dtype = torch.float64 if self._init == "orthogonal" else self._drawn_in
         ordered = shape[::-1] if self.direct else shape
         drawn = draw(ordered, self._init, scale=self._scale, generator=generator, dtype=dtype)
         return drawn.t().contiguous() if self.direct else drawn
@@ -726,20 +730,23 @@ class Rule(nn.Module):
         if isinstance(state, Mapping) and state.get("rule") != self.label:
             raise ValueError(f"the state is of rule {state.get('rule')}; this rule is {self.label}")
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._steps = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "_path"} | {"_steps": {}}
+        self._path.steps = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._path = Stack(self.net)
+        self._bound = Stack(self.net)
+
+    @property
+    def _path(self) -> Stack:
+        if self._bound is None:  # Dask carries a module's attributes one by one
+            self._bound = Stack(self.net)
+        return self._bound
 
     def _apply(self, fn: Any, recurse: bool = True) -> Rule:
         self._path.check_unchanged()
         super()._apply(fn, recurse)
         self._path._watch()  # moving a network may give it new parameters
-        self._steps = {}
+        self._path.steps = {}
         return self
 
     # measuring and learning
@@ -873,7 +880,7 @@ class Rule(nn.Module):
 
     def _note_versions(self) -> None:
         if self.learns:
-            self._steps = {
+            self._path.steps = {
                 name: (layer.weight._version, self.get_parameter(_key(name))._version)
                 for name, layer in self.above.items()
                 if layer.weight.requires_grad
@@ -881,7 +888,7 @@ class Rule(nn.Module):
 
     def _check_followed(self) -> None:
         """An optimizer that steps W and not B would make another rule of this one."""
-        for name, (weight, own) in self._steps.items():
+        for name, (weight, own) in self._path.steps.items():
             moved = self.above[name].weight._version != weight
             if moved and self.get_parameter(_key(name))._version == own:
                 raise RuntimeError(
@@ -920,7 +927,7 @@ class Rule(nn.Module):
             parameter.sub_(step, alpha=lr)
             if held is not None:
                 held.sub_(step, alpha=lr)
-        self._steps = {}
+        self._path.steps = {}
         return value
 
     @torch.no_grad()
