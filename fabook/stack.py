@@ -450,7 +450,7 @@ class Stack:
                 continue
             from_top = at_top(signal) if from_top is None else from_top
             # what goes down is formed before the consumer may change this layer's weight
-            grads, arrives = {}, signal
+            grads, arrives, found = {}, signal, None
             if receivers:
                 self._at = name, module, entry, signal, grads if updating else None
                 found = send(receivers.pop(), signal, from_top)
@@ -460,7 +460,8 @@ class Stack:
                     return  # nothing below learns
                 arrives = torch.zeros_like(entry) if found is None else _shaped(found, entry, name)
             yield Signal(name, module, signal, entry, incoming, grads, True)
-            signal = incoming = arrives
+            signal, incoming = arrives, None if updating else arrives
+            del arrives, found, entry, grads  # or they would outlive the next module
             if module is self.bottom:
                 return
 
@@ -838,6 +839,7 @@ class Rule(nn.Module):
                         stands = s.is_weight_layer and key == "weight" and s.name in names
                         held = self._parameters[_key(names[s.name])] if stands else None
                         yield s, key, parameter, held
+                del s  # its tensors would outlive the walk to the next layer
 
         return value, each()
 
@@ -872,6 +874,7 @@ class Rule(nn.Module):
             if held is not None:
                 written.add(held)
                 held.grad = parameter.grad.clone()
+            del s
         for parameter in (*self._path.parameters, *self._held_parameters()):
             if parameter.requires_grad and parameter not in written:
                 parameter.grad = None
@@ -922,11 +925,13 @@ class Rule(nn.Module):
             linear = key == "weight" and s.is_weight_layer and isinstance(s.module, nn.Linear)
             if linear and held is None:
                 parameter.addmm_(rows(s.error).t(), rows(s.input), alpha=-lr)
-                continue
-            step = s.gradient(key)
-            parameter.sub_(step, alpha=lr)
-            if held is not None:
-                held.sub_(step, alpha=lr)
+            else:
+                step = s.gradient(key)
+                parameter.sub_(step, alpha=lr)
+                if held is not None:
+                    held.sub_(step, alpha=lr)
+                del step
+            del s
         self._path.steps = {}
         return value
 
