@@ -190,7 +190,7 @@ def reduction_ratios(repeats: int, width: int = 12_800, steps: int = 20) -> dict
 IMPORTS = {
     "torch": "import torch",
     "import fabook": "import fabook",
-    "fabook, all that computes": "from fabook.theory.refinetti2021 import online, reduced, simulation",
+    "with theory": "from fabook.theory.refinetti2021 import online, reduced, simulation",
 }
 
 
