@@ -90,3 +90,93 @@ def _accuracies(ax: Any, walks: Any) -> None:
             )
     ax.set_xticks(range(3), ["BP", "FA, fixed", "FA, redrawn"])
     ax.set(ylabel="test accuracy (%)", title="accuracy at the end", xlim=(-0.6, 2.6))
+
+
+STARTS: dict[str, tuple[str, str, str]] = {  # kind: colour, marker, name
+    "BP": (plots.RULE_COLOURS["BP"], "s", "BP"),
+    "random": (plots.RULE_COLOURS["FA"], "o", "FA, random feedback"),
+    "aligned": ("#9A6A00", "^", "FA, feedback = first weights"),
+    "opposed": ("#7A3E9D", "D", "FA, feedback = −first weights"),
+}
+TAGS: dict[str, tuple[str, tuple[int, int], str]] = {  # start: words, shift in points, side
+    "FA": ("ordinary", (0, -15), "center"),
+    "FA, weights × 3": ("× 3", (0, -15), "center"),
+    "FA, weights × 10": ("× 10", (0, -15), "center"),
+    "B = W, saturated": ("saturated", (-8, -12), "center"),
+    "BP, saturated": ("saturated", (-4, 9), "right"),
+    "B = W, vanishing": ("× 0.01", (-8, 8), "center"),
+}
+
+
+def performance(data: Any) -> Any:
+    """Accuracy against alignment, and the hidden layers' share of the descent."""
+    fig, (left, right) = plots.figure(1, 2, height=3.6)
+    table, descent = data["starts"], data["descent"]
+    for start, kind in zip(table.start.values, table.kind.values):
+        colour, marker, name = STARTS[str(kind)]
+        one = table.sel(start=start)
+        plots.points(
+            left,
+            one.alignment,
+            100 * one.test,
+            color=colour,
+            marker=marker,
+            label=name,
+            markersize=4.5,
+        )
+        if str(start) in TAGS:
+            words, shift, side = TAGS[str(start)]
+            middle = (float(one.alignment.mean()), float(100 * one.test.mean()))
+            left.annotate(
+                words,
+                middle,
+                xytext=shift,
+                textcoords="offset points",
+                ha=side,
+                fontsize=9,
+                color=colour,
+            )
+    left.axhline(10, color="0.4", lw=1.2, ls=":", zorder=1)
+    left.set(
+        xlabel="gradient alignment of hidden layers",
+        ylabel="test accuracy (%)",
+        xlim=(-0.15, 1.08),
+        ylim=(0, 104),
+        title="alignment and performance",
+    )
+    at = np.maximum(descent.step.values, 0.7)
+    for start, style in (("BP", "-"), ("FA", "-"), ("FA, weights × 3", ":"), ("B = −W", "-")):
+        kind = str(table.kind.sel(start=start).values)
+        colour, one = STARTS[kind][0], descent.sel(start=start)
+        plots.band(right, at, one.share.values, kind="95%", color=colour, linestyle=style)
+        mean = one.share.mean("seed").values
+        first = int(np.argmax(one.loss.mean("seed").values <= float(descent.loss_reached)))
+        plots.points(right, at[first], mean[first], color=colour, label=None)
+        right.annotate(
+            start.replace("FA, weights ", ""),
+            (at[-1], mean[-1]),
+            xytext=(4, -3),
+            textcoords="offset points",
+            fontsize=9,
+            color=colour,
+            annotation_clip=False,
+        )
+    right.axhline(0, color="0.4", lw=0.8)
+    right.set(
+        xscale="log",
+        xlabel="step",
+        ylabel="hidden share of the descent",
+        ylim=(-0.85, 1.1),
+        title="who did the work",
+    )
+    _letters((left, right))
+    handles = dict(zip(*reversed(left.get_legend_handles_labels())))
+    fig.legend(
+        list(handles.values()),
+        list(handles),
+        ncols=2,
+        loc="outside upper center",
+        frameon=False,
+        fontsize=9.5,
+    )
+    return fig

@@ -255,6 +255,13 @@ def test_verdict_of_several_checks(held: list[bool | None], verdict: str) -> Non
     assert entry["verdict"] == verdict
 
 
+def test_an_undecided_claim_is_no_surprise() -> None:
+    claim = one(with_check(statistic="mean"))
+    entry = claims.judge(claim, "quick", {"error": [0.0, 0.03]})
+    assert entry["verdict"] == "undecided"
+    assert claims.unexpected({claim.id: claim}, {"preset": "quick", "claims": [entry]}) == []
+
+
 def test_what_decides_a_claim_is_what_is_registered() -> None:
     known = one(CLAIM).registered("quick")
     assert one(with_check(label="other words")).registered("quick") == known
