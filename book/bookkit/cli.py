@@ -52,21 +52,22 @@ def _places(arguments: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from bookkit import parameters, runner, runs
+    from bookkit import notebooks, parameters, runs
 
     root, out = _places(arguments)
     if arguments.runs:
         found = runs.listed(out)
         return report.as_json(found) if arguments.json else report.runs(found)
     if arguments.name:
-        (notebook,) = runner.select(root, [arguments.name])[:1]
+        (notebook,) = notebooks.select(root, [arguments.name])[:1]
         rows = parameters.listing(parameters.of(notebook.path))
         if arguments.json:
             return report.as_json(rows)
         heads = ["parameter", "type", *claims.PRESETS, ""]
         report.table([heads, *([*map(str, row.values())] for row in rows)])
         return 0
-    rows = runner.listing(root, out)
+    _note_skipped(root)
+    rows = notebooks.listing(root, out)
     if arguments.json:
         return report.as_json(rows)
 
@@ -78,6 +79,13 @@ def _list(arguments: argparse.Namespace) -> int:
         [heads] + [[r["name"], *minutes(r), str(len(r["claims"])), r["title"]] for r in rows]
     )
     return 0
+
+
+def _note_skipped(root: Path) -> None:
+    from bookkit import notebooks
+
+    for line in notebooks.skipped(root):
+        print(f"fabook: {line}", file=sys.stderr)
 
 
 def _values(arguments: argparse.Namespace) -> dict[str, list[Any]]:
@@ -101,20 +109,22 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from bookkit import parameters, runner
+    from bookkit import execute, notebooks, parameters
 
     values = parameters.once(_values(arguments))
     root, out = _places(arguments)
-    jobs = runner.plan(root, arguments.names, out=out, values=values, **_options(arguments))
+    if not arguments.names:
+        _note_skipped(root)
+    jobs = notebooks.plan(root, arguments.names, out=out, values=values, **_options(arguments))
     with report.Progress(len(jobs)) as progress:
         scheduler = _scheduler(arguments)
-        outcomes = runner.run(jobs, n_jobs=arguments.jobs, scheduler=scheduler, report=progress)
+        outcomes = execute.run(jobs, n_jobs=arguments.jobs, scheduler=scheduler, report=progress)
     report.problems(outcomes)
-    return runner.exit_code(outcomes)
+    return execute.exit_code(outcomes)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from bookkit import runner, sweep
+    from bookkit import execute, sweep
 
     root, out = _places(arguments)
     grid = sweep.plan(root, arguments.name, _values(arguments), out=out, **_options(arguments))
@@ -128,18 +138,18 @@ def _sweep(arguments: argparse.Namespace) -> int:
         from bookkit import picture
 
         print(picture.plot(grid, rows, arguments.plot))
-    return runner.exit_code(outcomes)
+    return execute.exit_code(outcomes)
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from bookkit import runner, runs
+    from bookkit import cache, runs
 
     _, out = _places(arguments)
     row = runs.find(out, arguments.run, arguments.preset)
     print(f"{row['run']} ({row['preset']}), {row['date']}, {row['minutes']:.2f} min")
     for name, value in row["parameters"].items():
         print(f"    {name} = {value!r}")
-    for entry in runner._load(Path(row["results"]))["claims"]:
+    for entry in cache.load(Path(row["results"]))["claims"]:
         print(claims.verdict_line(entry))
     page = runs.page(row, out)
     print(*filter(None, (row["results"], row["notebook"], str(page))), sep="\n")

@@ -150,12 +150,19 @@ def _assigned(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
                     yield item.id, value
 
 
+def python(source: str) -> str:
+    """A cell's Python: lines that speak to Jupyter (`%magic`, `!shell`) do nothing."""
+    if source.lstrip().startswith("%%"):
+        return ""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
+
+
 def _table(sources: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The table of sizes, key -> preset -> value; what cannot be read statically is left out."""
     known: dict[str, Any] = {}
     for source in sources:
-        with contextlib.suppress(SyntaxError):  # a cell with magics
-            for node in ast.parse(source).body:
+        with contextlib.suppress(SyntaxError):  # the run will say where
+            for node in ast.parse(python(source)).body:
                 for call in ast.walk(node):
                     if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".sizes"):
                         return _rows(call, known)

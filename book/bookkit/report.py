@@ -74,7 +74,7 @@ class Progress:
             if outcome.differing:
                 named = ", ".join(outcome.differing)
                 lines += [f"    other than with the preset's values: {named}"]
-        if not self.brief and (job.custom or job.path) and outcome.status in ("done", "cached"):
+        if not self.brief and job.own and outcome.status in ("done", "cached"):
             lines += [f"    {job.output('results', '.json')}"]
             lines += [f"    {job.output('notebooks', '.ipynb')}"]
         if self.bar is None:

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bookkit import claims, runner
+from bookkit import cache, claims
+from bookkit.parameters import UsageError
 
 _GLUE = re.compile(r"\{glue:text\}`([^`]+)`")
 
@@ -17,8 +18,8 @@ def listed(out: Path) -> list[dict[str, Any]]:
     """Every run with results: its name, preset, parameters, verdicts, minutes, date and files."""
     rows = []
     for folder in (out, out / "own"):
-        for path in sorted((folder / "results").glob("*/*/*.json")):
-            results = runner._load(path)
+        for path in sorted((folder / "results").rglob("*.json")):
+            results = cache.load(path)
             if results.get("schema") != claims.SCHEMA or "parameters" not in results:
                 continue
             preset = path.relative_to(folder / "results").parts[0]
@@ -57,9 +58,9 @@ def find(out: Path, name: str, preset: str | None = None) -> dict[str, Any]:
             return found[0]
         if found:
             several = ", ".join(f"{row['run']} ({row['preset']})" for row in found)
-            raise runner.UsageError(f"{name!r} names several runs: {several}; see also --preset")
+            raise UsageError(f"{name!r} names several runs: {several}; see also --preset")
     hint = claims.suggest(name, [row["run"] for row in rows])
-    raise runner.UsageError(f"no run {name!r} in {out}{hint}; `fabook list --runs` shows all")
+    raise UsageError(f"no run {name!r} in {out}{hint}; `fabook list --runs` shows all")
 
 
 def page(row: dict[str, Any], out: Path) -> Path:

@@ -34,7 +34,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx_design.shared import create_component
 
-from bookkit import claims, runner
+from bookkit import claims, notebooks
 
 TEMPLATES = Path(__file__).parent / "templates"
 MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held")
@@ -78,7 +78,7 @@ def toc_pages(root: Path) -> list[str]:
 
     pages = list(walk(yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))))
     listed = {page for page in pages if page.startswith("notebooks/")}
-    present = {p.relative_to(root).with_suffix("").as_posix() for p in runner.sources(root)}
+    present = {p.relative_to(root).with_suffix("").as_posix() for p in notebooks.sources(root)}
     problems = [f"{page}.md exists but is not in book/_toc.yml" for page in present - listed]
     problems += [f"book/_toc.yml lists {page}, which does not exist" for page in listed - present]
     problems += [f"book/_toc.yml lists {page} twice" for page in pages if pages.count(page) > 1]
@@ -119,6 +119,9 @@ class Book:
                 f"no executed notebook or results in {out} for: {', '.join(missing)}\n"
                 f"run first: fabook run {' '.join(missing)} --preset {preset} --out {out}"
             )
+        for name in self.names:
+            if blank := notebooks.without_image(self.notebook(name)["cells"]):
+                raise BookError(f"{name}: no image of {', '.join(blank)}; run it again")
         orphans = sorted({claim.notebook for claim in self.claims.values()} - set(self.names))
         if orphans:
             raise BookError(f"book/claims.toml names notebooks unknown here: {', '.join(orphans)}")

@@ -13,11 +13,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bookkit import claims, parameters, runner
+from bookkit import execute, notebooks, parameters
 from bookkit.parameters import UsageError
 
 LARGEST = 100_000  # runs of one sweep
@@ -43,14 +43,14 @@ Row = dict[str, Any]
 class Sweep:
     """A grid of runs of one notebook, in order: the jobs, and the values of each."""
 
-    jobs: list[runner.Job]
+    jobs: list[notebooks.Job]
     points: list[dict[str, Any]]
     axes: dict[str, list[Any]]
 
     @property
     def stem(self) -> Path:
         """Where its table lies, without suffix."""
-        first, digest = self.jobs[0], runner._digest([self.axes, self.jobs[0].preset])[:8]
+        first, digest = self.jobs[0], notebooks.digest([self.axes, self.jobs[0].preset])[:8]
         return Path(first.out) / "sweeps" / first.preset / f"{first.notebook}@{digest}"
 
 
@@ -73,28 +73,25 @@ def plan(
     Raises:
         UsageError: for anything unknown, ill-typed, or too large, naming what is allowed.
     """
-    chosen = runner.select(root, [name])
+    chosen = notebooks.select(root, [name])
     if len(chosen) != 1:
         shown = ", ".join(book.name for book in chosen)
         raise UsageError(f"a sweep is of one notebook; {name!r} stands for {shown}")
-    runner.plan(root, [name], preset=preset, device=device, out=out, local=local)  # checks them
+    (first,) = notebooks.plan(
+        root, [name], preset=preset, device=device, out=out, force=force, local=local
+    )
     known, notebook = parameters.of(chosen[0].path), chosen[0]
     axes: dict[str, list[Any]] = {}
     for key, texts in values.items():
         found = [value for text in texts for value in parameters.several(text)]
         for value in found:
-            runner.checked(notebook, {key: value}, preset)
+            notebooks.checked(notebook, {key: value}, preset)
         converted = [parameters.convert(value, key, known[key]) for value in found]
         axes[key] = [v for i, v in enumerate(converted) if v not in converted[:i]]
     if (count := math.prod(map(len, axes.values()))) > LARGEST:
         raise UsageError(f"the grid has {count} runs (at most {LARGEST})")
     points = [dict(zip(axes, point)) for point in itertools.product(*axes.values())]
-    device = claims.resolve_device(device) if local else device
-    options: dict[str, Any] = dict(preset=preset, device=device, out=out, force=force)
-    jobs = [
-        runner.job(root, notebook, runner.checked(notebook, point, preset), **options)
-        for point in points
-    ]
+    jobs = [replace(first, custom=notebooks.checked(notebook, p, preset)) for p in points]
     return Sweep(jobs, points, axes)
 
 
@@ -103,20 +100,20 @@ def run(
     *,
     n_jobs: int | None = None,
     scheduler: str | None = None,
-    report: Callable[[runner.Outcome], None] = lambda outcome: None,
-) -> tuple[list[runner.Outcome], list[Row]]:
+    report: Callable[[execute.Outcome], None] = lambda outcome: None,
+) -> tuple[list[execute.Outcome], list[Row]]:
     """Execute what is not up to date, and write the table as CSV and Parquet.
 
     Interrupted, it still writes the table of what is there.
     """
-    outcomes: dict[str, runner.Outcome] = {}
+    outcomes: dict[str, execute.Outcome] = {}
 
-    def keep(outcome: runner.Outcome) -> None:
+    def keep(outcome: execute.Outcome) -> None:
         outcomes[outcome.job.stem] = outcome
         report(outcome)
 
     try:
-        runner.run(sweep.jobs, n_jobs=n_jobs, scheduler=scheduler, report=keep)
+        execute.run(sweep.jobs, n_jobs=n_jobs, scheduler=scheduler, report=keep)
     finally:
         rows = table(sweep, outcomes)
         write(rows, sweep.stem)
@@ -126,11 +123,11 @@ def run(
 # --- the table -----------------------------------------------------------------------------------
 
 
-def table(sweep: Sweep, outcomes: Mapping[str, runner.Outcome]) -> list[Row]:
+def table(sweep: Sweep, outcomes: Mapping[str, execute.Outcome]) -> list[Row]:
     """The rows of all runs, in the grid's order."""
     rows = []
     for job, point in zip(sweep.jobs, sweep.points):
-        outcome = outcomes.get(job.stem, runner.Outcome(job, "not run"))
+        outcome = outcomes.get(job.stem, execute.Outcome(job, "not run"))
         named = {f"{k}_parameter" if k in FIXED else k: cell(v) for k, v in point.items()}
         base = {"run": job.stem, "notebook": job.notebook, "preset": job.preset}
         ended = outcome.status in ("done", "cached")
@@ -141,7 +138,7 @@ def table(sweep: Sweep, outcomes: Mapping[str, runner.Outcome]) -> list[Row]:
             facts = {"minutes": results["minutes"], "device": results["device"]}
             rows += [base | empty | facts | quantity for quantity in _quantities(results)]
         else:
-            rows.append(base | empty | {"error": runner.reason(outcome) or None})
+            rows.append(base | empty | {"error": execute.reason(outcome) or None})
     return rows
 
 

@@ -299,6 +299,18 @@ def test_a_notebook_that_was_not_run_is_named_with_the_command(toy: Path) -> Non
     assert "fabook run toy/one --preset quick" in done.stdout + done.stderr
 
 
+def test_a_page_without_its_figure_is_refused(toy: Path) -> None:
+    path = toy / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    figure = {"mystnb": {"figure": {"name": "fig-line", "caption": "A line."}}}
+    content["cells"].append(
+        {"cell_type": "code", "metadata": figure, "source": "plot()", "outputs": []}
+    )
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(sphinx.BookError, match="toy/one: no image of fig-line; run it again"):
+        sphinx.Book(toy, toy / "_build", "quick")
+
+
 def test_jupyter_book_alone_builds_the_site(toy: Path) -> None:
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     done = subprocess.run(

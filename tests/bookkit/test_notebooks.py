@@ -13,11 +13,11 @@ import jupytext
 import pytest
 from jupytext.config import load_jupytext_configuration_file
 
-from bookkit import runner
+from bookkit import notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
-NAMES = [f.relative_to(FOLDER).with_suffix("").as_posix() for f in runner.sources(ROOT)]
+NAMES = [f.relative_to(FOLDER).with_suffix("").as_posix() for f in notebooks.sources(ROOT)]
 DEFAULTS = {"preset": "quick", "seed": 0, "device": "auto"}
 STEPS = {"backward", "sgd_step", "step", "zero_grad"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bookkit import parameters, runner
+from bookkit import notebooks, parameters
 from bookkit.parameters import Parameter, Raw, UsageError
 
 NOTEBOOK = """\
@@ -175,7 +175,7 @@ def test_ranges_that_are_refused(text: str) -> None:
 
 def test_every_notebook_of_the_book_has_its_table_read() -> None:
     root = Path(__file__).resolve().parents[2]
-    for path in runner.sources(root):
+    for path in notebooks.sources(root):
         found = parameters.of(path)
         assert list(found)[:3] == ["preset", "seed", "device"]
         tables = [set(known.presets) for known in found.values() if known.presets]

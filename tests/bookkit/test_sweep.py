@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bookkit import cli, parameters, runner, sweep
+from bookkit import cli, execute, notebooks, parameters, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = """\
@@ -277,8 +277,8 @@ def test_a_worker_killed_in_the_middle(root: Path, cluster: Cluster) -> None:
 
 def test_one_worker_with_one_thread_runs_what_was_sent(root: Path, cluster: Cluster) -> None:
     worker = cluster.add()
-    jobs = runner.plan(root, ["alpha"], out=root / "_build")
-    outcomes = runner.run(jobs, scheduler=cluster.address)
+    jobs = notebooks.plan(root, ["alpha"], out=root / "_build")
+    outcomes = execute.run(jobs, scheduler=cluster.address)
     assert [outcome.status for outcome in outcomes] == ["done"]
     assert [parent for _, parent in kernels(root)] == [worker.pid]
 

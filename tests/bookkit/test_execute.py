@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-import fabook
-from bookkit import claims, cli, parameters, runner
+from bookkit import cache, claims, cli, execute, notebooks, parameters
 
 HEADER = """\
 ---
@@ -126,11 +125,11 @@ class Repository:
         log = self.root / "log.txt"
         return [line.split() for line in log.read_text().splitlines()] if log.is_file() else []
 
-    def plan(self, *names: str, **options: Any) -> list[runner.Job]:
-        return runner.plan(self.root, names, **({"out": self.out} | options))
+    def plan(self, *names: str, **options: Any) -> list[notebooks.Job]:
+        return notebooks.plan(self.root, names, **({"out": self.out} | options))
 
-    def run(self, *names: str, **options: Any) -> list[runner.Outcome]:
-        return runner.run(self.plan(*names, **options))
+    def run(self, *names: str, **options: Any) -> list[execute.Outcome]:
+        return execute.run(self.plan(*names, **options))
 
     def results(self, name: str, preset: str = "quick") -> dict[str, Any]:
         path = self.out / "results" / preset / f"{name}.json"
@@ -236,7 +235,7 @@ def test_executed_notebook_has_merged_text_and_glue(repository: Repository) -> N
     from myst_nb.core.variables import format_plain_text
     from myst_nb.ext.glue import extract_glue_data_cell
 
-    assert runner.exit_code(repository.run("toy/recorded")) == 0
+    assert execute.exit_code(repository.run("toy/recorded")) == 0
     path = repository.out / "notebooks" / "quick" / "toy" / "recorded.ipynb"
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -367,7 +366,7 @@ def test_claim_that_the_notebook_forgets_is_unexpected(repository: Repository) -
     line = 'run.claim("toy.recorded.small", error=rate, seeds=1)\n'
     repository.edit(repository.source("toy/recorded"), line, "")
     outcomes = repository.run("toy/recorded")
-    assert runner.exit_code(outcomes) == 3
+    assert execute.exit_code(outcomes) == 3
     assert "not run" in outcomes[0].unexpected[0]
 
 
@@ -390,7 +389,7 @@ def test_failing_cells(repository: Repository, capsys: pytest.CaptureFixture[str
     assert not any("plain.json" in name or "plain.ipynb" in name for name in names)
 
     repository.edit(plain, "1 / 0; ", "")
-    assert runner.exit_code(repository.run("toy/plain")) == 0
+    assert execute.exit_code(repository.run("toy/plain")) == 0
     assert failed not in repository.files()
 
 
@@ -402,19 +401,129 @@ def test_results_must_be_saved(repository: Repository) -> None:
     assert (outcome.status, "without run.save()" in outcome.message) == ("failed", True)
 
 
+FIGURE = """
+```{{code-cell}} python
+:mystnb: {{figure: {{caption: A line, name: fig-line}}}}
+import locale, sys, warnings
+import matplotlib
+import matplotlib.pyplot as plt
+warnings.warn("a warning")
+print(plt.rcParams["figure.dpi"], locale.setlocale(locale.LC_ALL), time.tzname, sys.argv[1:2])
+print(sorted(name for name in globals() if name.startswith("personal")))
+print(sorted(name for name in os.environ if "PERSONAL" in name), os.environ.get("COLUMNS"))
+plt.plot([1, 2]){end}
+open(os.environ["FABOOK_RESULT_FILE"], "w").write(json.dumps(dict(schema=1, notebook="{name}",
+    preset=preset, seed=seed, device=device, claims=[], data={{}}, datasets=[])))
+```
+"""
+
+
+def images(path: Path) -> int:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return sum("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", []))
+
+
+def test_nothing_personal_reaches_a_kernel(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.write("toy/figure", FIGURE.replace("{end}", ""), "")
+    (outcome,) = repository.run("toy/figure")
+    assert outcome.status == "done", outcome.message
+    notebook = outcome.job.output("notebooks", ".ipynb")
+    undisturbed = notebook.read_bytes()
+    assert images(notebook) == 1
+
+    home, cache_folder = tmp_path / "home", Path(execute._matplotlib()).parents[1]
+    startup = home / ".ipython" / "profile_default" / "startup" / "0.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("personal_startup = 1\nprint('hello')\n")
+    (home / ".python").write_text("personal_python = 1\nprint('hello')\n")
+    config = startup.parents[1] / "ipython_kernel_config.py"
+    config.write_text("c.InteractiveShellApp.exec_lines = ['personal_line = 1']\n")
+    (home / ".config" / "matplotlib").mkdir(parents=True)
+    for folder in (home, home / ".config" / "matplotlib"):
+        (folder / "matplotlibrc").write_text("figure.dpi: 17\nfigure.facecolor: red\n")
+    hostile = {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(cache_folder),
+        "IPYTHONDIR": str(home / ".ipython"),
+        "JUPYTER_CONFIG_DIR": str(home),
+        "MPLBACKEND": "Agg",
+        "MATPLOTLIBRC": str(home),
+        "MPLCONFIGDIR": str(home),
+        "PYTHONSTARTUP": str(home / ".python"),
+        "PYTHONWARNINGS": "error",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LC_ALL": "tr_TR.UTF-8",
+        "LANG": "C",
+        "TZ": "Asia/Kathmandu",
+        "COLUMNS": "20",
+        "PERSONAL": "1",
+    }
+    for name, value in hostile.items():
+        monkeypatch.setenv(name, value)
+    (outcome,) = repository.run("toy/figure", force=True)
+    assert outcome.status == "done", outcome.message
+    assert notebook.read_bytes() == undisturbed
+
+
+def test_a_figure_without_its_image_is_a_failed_run(
+    repository: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository.write("toy/figure", FIGURE.replace("{end}", "; plt.close()"), "")
+    for _ in range(2):  # and is not cached
+        assert cli.main(["run", "toy/figure"]) == 1
+        assert "no image came of fig-line" in capsys.readouterr().err
+    assert len(repository.kernels()) == 2
+
+
+def test_nothing_under_notebooks_is_skipped_silently(
+    repository: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = repository.root / "notebooks"
+    plain = repository.source("toy/plain").read_text(encoding="utf-8")
+    (folder / "toy" / "plain.md").write_text("\ufeff" + plain, encoding="utf-8")
+    (folder / "week" / "one").mkdir(parents=True)
+    (folder / "week" / "one" / "deep.md").write_text(plain, encoding="utf-8")
+    import jupytext
+
+    jupytext.write(
+        parameters.read(folder / "week" / "one" / "deep.md"), folder / "week" / "a.ipynb"
+    )
+    (folder / "top.md").write_text(plain.replace("../../log", "../log"), encoding="utf-8")
+    found = [notebook.name for notebook in notebooks.notebooks(repository.root)]
+    assert found == ["other/plain", "top", "toy/plain", "toy/recorded", "week/a", "week/one/deep"]
+    (folder / "toy" / "README.md").write_text("# Words\n", encoding="utf-8")
+    (folder / "toy" / "broken.md").write_text("---\na: [\n---\n", encoding="utf-8")
+    shutil.copy(folder / "week" / "a.ipynb", folder / "toy" / "plain.ipynb")
+    (folder / ".ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "week" / "a.ipynb", folder / ".ipynb_checkpoints" / "b.ipynb")
+    for command in (["list"], ["run", "--jobs", "2"]):
+        assert cli.main(command) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert [line.split()[1] for line in said] == [
+            f"notebooks/toy/{name}" for name in ("README.md", "broken.md", "plain.ipynb")
+        ]
+    assert cli.main(["list", "--runs", "--json"]) == 0
+    assert {row["run"] for row in json.loads(capsys.readouterr().out)} == set(found)
+
+
 # --- cache ---------------------------------------------------------------------------------------
 
 
 def test_every_ingredient_of_the_key_counts(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (job,) = repository.plan("toy/recorded")
-    seen = {runner.cache_key(job)}
-    assert runner.cache_key(job) in seen  # the same once more
+    def key() -> str:
+        (job,) = repository.plan("toy/recorded")
+        return cache.cache_key(job)
+
+    seen = {key()}
+    assert key() in seen  # the same once more
 
     def differs() -> bool:
-        new = runner.cache_key(job) not in seen
-        seen.add(runner.cache_key(job))
+        new = key() not in seen
+        seen.add(key())
         return new
 
     repository.edit(repository.source("toy/recorded"), "# The title", "# A title")
@@ -445,30 +554,88 @@ def test_every_ingredient_of_the_key_counts(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 99.0\n")
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path / "site")
-        runner.versions.cache_clear()
         assert differs()
-    runner.versions.cache_clear()
 
+    (job,) = repository.plan("toy/recorded")
     (paper,) = repository.plan("toy/recorded", preset="paper")
     (other,) = repository.plan("toy/recorded", values={"rule": "dfa"})
-    assert len({runner.cache_key(j) for j in (job, paper, other)}) == 3
-    before = runner.cache_key(paper)
-    monkeypatch.setenv("FABOOK_DATA", str(tmp_path))
-    assert runner.cache_key(paper) != before
+    assert len({cache.cache_key(j) for j in (job, paper, other)}) == 3
+    matplotlibrc = repository.source("toy/matplotlibrc").with_suffix("")
+    matplotlibrc.write_text("figure.dpi: 17")
+    assert differs()
 
 
-def test_library_source_counts(repository: Repository, tmp_path: Path) -> None:
-    package = tmp_path / "fabook"
-    shutil.copytree(Path(fabook.__file__).parent, package)
-    path = repository.source("toy/plain")
-    hashes = [runner.source_hash(path), runner.source_hash(path, package)]
-    assert hashes[0] == hashes[1]
-    (package / "deeper").mkdir()
-    for name in ("streams.py", "new.py", "deeper/new.py"):
-        with open(package / name, "a", encoding="utf-8") as module:
-            module.write("\n# a comment\n")
-        hashes.append(runner.source_hash(path, package))
-    assert len(set(hashes)) == 4
+def test_the_content_of_the_data_folder_counts(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(**options: Any) -> str:
+        (job,) = repository.plan("toy/recorded", **options)
+        return cache.cache_key(job)
+
+    paper, quick = key(preset="paper"), key()
+    for name in ("one", "two"):
+        (tmp_path / name / "set").mkdir(parents=True)
+        (tmp_path / name / "set" / "a.npy").write_bytes(b"1")
+    monkeypatch.setenv("FABOOK_DATA", str(tmp_path / "one"))
+    one = key(preset="paper")
+    assert one != paper
+    assert key() == quick  # the quick preset reads none
+    monkeypatch.setenv("FABOOK_DATA", str(tmp_path / "two"))
+    assert key(preset="paper") == one  # the same content in another place
+    (tmp_path / "two" / "set" / "a.npy").write_bytes(b"22")
+    assert key(preset="paper") != one
+
+
+LIBRARY = {
+    "__init__": '"""A library."""\nfrom .core import used, other\n'
+    "from . import aside\nVERSION = 1\n",
+    "core": '"""Core."""\nfrom .deep.inner import number\ndef used():\n    """Used."""\n'
+    "    return number\ndef other(): return 2\n",
+    "aside": "x = 1\n",
+    "deep/__init__": "",
+    "deep/inner": "from importlib import import_module\nnumber = 1\n"
+    'def late():\n    return import_module("mylib.late")\n',
+    "late": "y = 1\n",
+}
+EDITS = [  # a module, a change of it, whether the notebook's results may differ
+    ("core", ('"""Used."""', '"""Used, and well."""'), False),
+    ("core", ("return 2", "return 2  # two"), False),
+    ("core", ("return 2", "return 3"), True),
+    ("deep/inner", ("number = 1", "number = 2"), True),
+    ("late", ("y = 1", "y = 2"), True),
+    ("__init__", ("VERSION = 1", "VERSION = 2"), True),
+    ("aside", ("x = 1", "x = 2"), False),  # passed on by the package, not used by the notebook
+    ("figures", ("size = 3", "size = 4"), True),
+    ("figures", ('"""Figures."""', '"""Pictures."""'), False),
+]
+
+
+@pytest.mark.parametrize(("module", "change", "counts"), EDITS)
+def test_modules_that_are_used_count_as_code(
+    repository: Repository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    change: tuple[str, str],
+    counts: bool,
+) -> None:
+    package = tmp_path / "site" / "mylib"
+    files = {name: package / f"{name}.py" for name in LIBRARY}
+    for name, path in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(LIBRARY[name], encoding="utf-8")
+    notebook = repository.source("toy/plain")
+    files["figures"] = notebook.with_name("figures.py")
+    files["figures"].write_text('"""Figures."""\nfrom mylib import core\nsize = 3\n')
+    use = "import json, os, sys, time\n%matplotlib inline\nimport figures, mylib\nmylib.used()\n"
+    repository.edit(notebook, "import json, os, sys, time\n", use)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(cache, "_top", cache._top.__wrapped__)  # packages are not found once
+    before = cache.source_hash(notebook)
+    assert cache.source_hash(notebook) == before
+    repository.edit(files[module], *change)
+    os.utime(files[module], ns=(1, 1))
+    assert (cache.source_hash(notebook) != before) is counts
 
 
 def truncate(path: Path) -> None:
@@ -482,7 +649,7 @@ def change_number(path: Path) -> None:
 
 def test_damaged_results_are_made_again(repository: Repository) -> None:
     (job,) = repository.plan("toy/plain")
-    runner.run([job])
+    execute.run([job])
     before = repository.files()
     results, notebook = job.output("results", ".json"), job.output("notebooks", ".ipynb")
     damages: list[tuple[Path, Callable[[Path], None]]] = [
@@ -492,12 +659,12 @@ def test_damaged_results_are_made_again(repository: Repository) -> None:
     for path, damage in damages:
         intact = path.read_bytes()
         damage(path)
-        assert runner.up_to_date(job) is None
+        assert cache.up_to_date(job) is None
         path.write_bytes(intact)
-        assert runner.up_to_date(job) is not None
+        assert cache.up_to_date(job) is not None
     truncate(results)
     notebook.unlink()
-    assert [o.status for o in runner.run([job])] == ["done"]
+    assert [o.status for o in execute.run([job])] == ["done"]
     assert repository.files() == before
     assert len(repository.kernels()) == 2
 
@@ -518,7 +685,7 @@ def slow(repository: Repository) -> dict[str, Any]:
         repository.edit(repository.source(name), "steps = 2", "steps = 12")
     repository.source("toy/recorded").unlink()
     undisturbed = repository.root / "undisturbed"
-    assert runner.exit_code(repository.run(out=undisturbed)) == 0
+    assert execute.exit_code(repository.run(out=undisturbed)) == 0
     (repository.root / "log.txt").unlink()
     return repository.files(undisturbed)
 
@@ -565,9 +732,11 @@ def test_interrupt(repository: Repository, number: signal.Signals, jobs: str) ->
 def test_two_runs_at_once(repository: Repository) -> None:
     expected = slow(repository)
     both = [repository.command("--jobs", "2") for _ in range(2)]
+    errors = []
     for process in both:
-        _, error = process.communicate(timeout=60)
-        assert (process.returncode, error) == (0, "")
+        errors.append(process.communicate(timeout=60)[1])
+        assert process.returncode == 0
+    assert sorted(errors) == ["", f"fabook: waiting for another run in {repository.out}\n"]
     assert sorted(name for name, _ in repository.kernels()) == ["other/plain", "toy/plain"]
     assert repository.files() == expected
 
@@ -575,8 +744,9 @@ def test_two_runs_at_once(repository: Repository) -> None:
 def test_remains_of_killed_runs_are_removed(repository: Repository) -> None:
     repository.run("toy/plain")
     (job,) = repository.plan("toy/plain")
-    remains = [job.output(".work", f".1-2{suffix}") for suffix in (".json", ".ipynb")]
+    remains = [Path(job.out) / ".work" / "runs" / "x" / name for name in ("a.json", "a.ipynb")]
     for path in remains:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half", encoding="utf-8")
     repository.run("other/plain")
     assert not any(path.exists() for path in remains)
@@ -615,7 +785,7 @@ def test_refused(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runner, "SCHEDULER_TIMEOUT", 0.5)
+    monkeypatch.setattr(execute, "SCHEDULER_TIMEOUT", 0.5)
     assert cli.main(["run", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert repository.kernels() == []
@@ -638,7 +808,7 @@ def test_broken_claims_are_refused(
 
 def test_notebook_without_parameters_is_refused(repository: Repository) -> None:
     repository.edit(repository.source("toy/plain"), "[parameters]", "[other]")
-    with pytest.raises(runner.UsageError, match="no cell with the tag 'parameters'"):
+    with pytest.raises(parameters.UsageError, match="no cell with the tag 'parameters'"):
         repository.plan()
 
 
@@ -665,7 +835,7 @@ def test_values_take_the_type_of_the_default(text: Any, default: Any, value: Any
 
 @pytest.mark.parametrize("text", ["{1, 2}", "1e999", "b'x'"])
 def test_values_must_fit_into_the_results(text: str) -> None:
-    with pytest.raises(runner.UsageError, match="parameter 'p' cannot be"):
+    with pytest.raises(parameters.UsageError, match="parameter 'p' cannot be"):
         parameters.convert(text, "p", parameters.Parameter(None))
 
 
@@ -679,10 +849,10 @@ def test_parameters_are_read_from_the_cell() -> None:
 
 
 def test_a_paper_stands_for_its_notebooks(repository: Repository) -> None:
-    names = [notebook.name for notebook in runner.select(repository.root, ["toy", "toy/plain"])]
+    names = [notebook.name for notebook in notebooks.select(repository.root, ["toy", "toy/plain"])]
     assert names == ["toy/plain", "toy/recorded"]
     (repository.root / "notebooks" / "toy" / "index.md").write_text("# A page\n")
-    assert len(runner.notebooks(repository.root)) == 3
+    assert len(notebooks.notebooks(repository.root)) == 3
 
 
 # --- a cluster -----------------------------------------------------------------------------------
