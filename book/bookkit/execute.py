@@ -153,8 +153,9 @@ def _manager(variables: Mapping[str, str], folder: Path) -> type:
             self.pid = 0
 
         async def _async_start_kernel(self, **options: Any) -> None:
-            with open(folder / "stderr", "wb") as stderr:
-                options |= {"env": dict(variables), "stderr": stderr}
+            with open(folder / "stderr", "wb") as words:  # of libraries, and of a dying kernel
+                options |= {"env": dict(variables), "stdout": words, "stderr": words}
+                options["extra_arguments"] = ["--IPKernelApp.capture_fd_output=False"]
                 await super()._async_start_kernel(**options)
             self.pid = getattr(self.provisioner, "pid", None) or 0
             _kernels.add(self.pid)
