@@ -17,12 +17,11 @@ def main() -> int:
         rows += claims.scorecard(ROOT, out, presets=(preset,))
     for row in rows:
         expected = registry[row["id"]].expects(row["preset"])
-        note = "" if row["verdict"] == expected else f"  <-- expected: {expected}"
-        if note and (row["preset"], row["verdict"]) == ("paper", "not run"):
-            note, waiting = "  <-- waits for its run", waiting + 1
-        elif row["verdict"] == "undecided":
-            note = ""
-        wrong += bool(note)
+        note = ""
+        if row["verdict"] not in (expected, "undecided"):
+            late = (row["preset"], row["verdict"]) == ("paper", "not run")
+            note = "  <-- waits for its run" if late else f"  <-- expected: {expected}"
+            waiting, wrong = waiting + late, wrong + (not late)
         print(f"{row['preset']}  {row['verdict']:<15} {row['id']}{note}")
     print(f"{len(rows)} verdicts, {wrong} unexpected, {waiting} waiting for their run")
     return int(wrong > 0)
