@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .base import Rule
 from .losses import Loss
 from .networks import choose
 from .rules import BP
-from .stack import Rule
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from .base import Rule
 from .losses import LOSSES, REDUCTIONS, Loss, output_error, target_error
-from .stack import Rule, Signal, UnsupportedModule
+from .stack import Signal, UnsupportedModule
 
 __all__ = [
     "BP", "BRSF", "DFA", "DRTP", "FA", "FRSF", "LOSSES", "REDUCTIONS", "RULES", "USF",
@@ -254,7 +255,7 @@ def _seed(state: Tensor) -> int:
 
 
 def _redraw(rule: Rule, generator: Generator) -> None:
-    for name in rule.above:
+    for name in rule.receivers:
         held = rule.drawn(name)
         held.copy_(rule._random(tuple(held.shape), generator))
 

@@ -3,29 +3,26 @@ r"""How an error passes a stack of modules: forward, the walk down, ``.grad`` an
 A network is an ``nn.Sequential`` (nested ones too) of Linear and Conv2d with local modules between
 them. No autograd graph is built: each module's own vector-Jacobian product is written out, or comes
 from a graph of that module alone. What stands at a rule's place in the walk is
-:meth:`Rule.send`; the formulas are in :mod:`fabook.rules`.
+:meth:`fabook.base.Rule.send`; the formulas are in :mod:`fabook.rules`.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from .losses import Loss, output_error
-from .networks import INITS, Erf, Scale, choose, draw
+from .networks import Erf, Scale
 
-LAWS = ("weight", "feedback", "product")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_HOW = "generator=torch.Generator().manual_seed(0)"
 _aten = torch.ops.aten
 
 
@@ -200,7 +197,7 @@ def _is_weight_layer(module: nn.Module) -> bool:
     return type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
 
 
-def _refuse(name: str, module: nn.Module, why: str) -> UnsupportedModule:
+def refuse(name: str, module: nn.Module, why: str) -> UnsupportedModule:
     return UnsupportedModule(
         f"module {name!r} ({type(module).__name__}) {why}; feedback rules work on nn.Sequential "
         "stacks of nn.Linear and nn.Conv2d with activations, pooling, flatten, scales, "
@@ -212,15 +209,17 @@ def _check_all(net: nn.Module) -> None:
     """Refuse what would be passed over silently, in containers too."""
     for name, module in net.named_modules():
         if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
-            raise _refuse(name, module, "is not initialised: run the network once")
+            raise refuse(name, module, "is not initialised: run the network once")
+        if "forward" in vars(module):
+            raise refuse(name, module, "has a forward of its own, apart from its class")
         if any(getattr(module, hooks) for hooks in _HOOKS):
-            raise _refuse(name, module, "has hooks, which would not run")
+            raise refuse(name, module, "has hooks, which would not run")
         if nn.utils.parametrize.is_parametrized(module):
-            raise _refuse(name, module, "has no plain weight: it is parametrised")
+            raise refuse(name, module, "has no plain weight: it is parametrised")
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.dtype not in DTYPES:
                 allowed = ", ".join(str(dtype) for dtype in DTYPES)
-                raise _refuse(
+                raise refuse(
                     name, module, f"has a {key} of {parameter.dtype}; allowed are {allowed}"
                 )
 
@@ -231,7 +230,7 @@ def _check_shared(stack: Sequence[tuple[str, nn.Module]]) -> None:
         for parameter in module.parameters():
             first = owners.setdefault(id(parameter), name)
             if first != name:
-                raise _refuse(name, module, f"shares a parameter with module {first!r}")
+                raise refuse(name, module, f"shares a parameter with module {first!r}")
 
 
 def _check(name: str, module: nn.Module) -> None:
@@ -240,26 +239,26 @@ def _check(name: str, module: nn.Module) -> None:
             _padding(name, module)
         return
     if not name and any(True for _ in module.children()):
-        raise _refuse(
+        raise refuse(
             name, module, "has a forward of its own, whose order of modules cannot be read: where "
             "it calls its children one after the other, pass torch.nn.Sequential(*net.children())",
         )  # fmt: skip
     matrices = any(p.ndim > 1 for p in module.parameters()) and not isinstance(module, _NORMS)
     inner = any(True for _ in module.children()) and any(True for _ in module.parameters())
     if matrices or inner:
-        raise _refuse(name, module, "cannot be placed: its weights are not one linear step")
+        raise refuse(name, module, "cannot be placed: its weights are not one linear step")
 
 
 def _padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
     if conv.padding_mode != "zeros":
-        raise _refuse(name, conv, f"pads by {conv.padding_mode!r}, only 'zeros' is supported")
+        raise refuse(name, conv, f"pads by {conv.padding_mode!r}, only 'zeros' is supported")
     if not isinstance(conv.padding, str):
         return conv.padding[0], conv.padding[1]
     if conv.padding == "valid":
         return 0, 0
     total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     if any(t % 2 for t in total):
-        raise _refuse(name, conv, "pads 'same' with an even kernel, which is not symmetric")
+        raise refuse(name, conv, "pads 'same' with an even kernel, which is not symmetric")
     return total[0] // 2, total[1] // 2
 
 
@@ -308,7 +307,7 @@ class Stack:
             if module is weights[0][1]:
                 break
             if any(True for _ in module.parameters()):
-                raise _refuse(name, module, "has parameters below the first weight layer")
+                raise refuse(name, module, "has parameters below the first weight layer")
         self.layers = [name for name, _ in weights]
         self.bottom, self.top = weights[0][1], weights[-1][1]
         self.above: dict[str, Any] = dict(
@@ -316,14 +315,9 @@ class Stack:
         )
         self._plan = [(n, m, _is_weight_layer(m), _closed(m)) for n, m in self.modules]
         self._at: tuple[str, Any, Tensor, Tensor, dict[str, Tensor] | None] | None = None
-        self.steps: dict[str, tuple[int, int]] = {}  # versions of what an optimizer has to step
-        self._watch()
+        self.watch()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Nothing travels: the rule that arrives binds its own network."""
-        return type(None), ()
-
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Keep what decides what the network computes, to notice when it is changed."""
         modules = list(self.net.modules())
         self._states = [vars(m) for m in modules]
@@ -487,471 +481,3 @@ def _shaped(signal: Tensor, h: Tensor, name: str) -> Tensor:
             f"{tuple(h.shape)}; pass input_shape"
         )
     return signal if signal.shape == h.shape else signal.reshape(h.shape)
-
-
-# --- rules ----------------------------------------------------------------------------------------
-
-_ARGS = f"""
-
-    Args:
-        net: the network.
-        generator: CPU generator of the feedback, {_HOW}.
-        init: distribution of the feedback, a name of :func:`fabook.networks.draw`.
-        scale: factor on the feedback.
-        feedback: given matrices instead of random ones, by name of the receiving layer.
-        input_shape: shape of one input without the batch axis; direct rules need it where the
-            signal arrives at an image.
-"""
-
-
-class Rule(nn.Module):
-    """A feedback rule bound to a network: a module that holds the network and the feedback.
-
-    A rule of your own is a subclass with a formula: :meth:`matrix`, what stands in W's place on the
-    way down, or :meth:`send`, the whole signal. What it is called and what theory may take for
-    granted are declared by its own class and never inherited: ``law``, what alignment conserves;
-    ``linear``, the signal is the output error through ``matrix`` alone; ``fixed``, besides, these
-    matrices stay::
-
-        class Signed(fabook.FA, label="signed", colour="#AA3377"):
-            def send(self, layer, delta, top):
-                return super().send(layer, delta.sign(), top)
-
-    Feedback is drawn once, on the CPU, from ``generator``, a different matrix for each layer.
-
-    Args:
-        net: ``nn.Sequential`` (nested ones too) with ``nn.Linear`` and ``nn.Conv2d`` layers.
-        generator: CPU generator for the feedback; rules without random feedback ignore it.
-        init: distribution of the feedback, a name of :func:`fabook.networks.draw`. The fan-in is
-            that of the weight replaced; for direct feedback ``(n_l, n_L)`` it is :math:`n_l`.
-        scale: factor on the feedback.
-        feedback: given matrices instead of random ones, by name of the receiving layer.
-        input_shape: shape of one input without the batch axis; direct rules need it where the
-            signal arrives at an image.
-
-    Raises:
-        UnsupportedModule: names a module that the rule cannot place.
-        ValueError: no generator where random feedback is drawn, or feedback of the wrong shape.
-    """
-
-    label: ClassVar[str] = "Rule"
-    colour: ClassVar[str] = "#777777"
-    law: ClassVar[str | None] = None  # partner in the conservation law, one of LAWS
-    linear: bool = False  # whether what arrives is the error at the top through `matrix` alone
-    fixed: bool = False  # whether, besides, the matrices stay what they are
-    direct: ClassVar[bool] = False  # F_l of shape (n_l, n_L), from the top
-    draws: ClassVar[bool] = False  # whether random matrices are drawn
-    learns: ClassVar[bool] = False  # whether they take the gradient of the weight they stand for
-    default_init: ClassVar[str] = "uniform"
-    net: nn.Module
-
-    def __init_subclass__(
-        cls,
-        *,
-        label: str | None = None,
-        colour: str = "#777777",
-        law: str | None = None,
-        linear: bool = False,
-        fixed: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.law = law if law is None else choose("law", law, LAWS)
-        cls.label, cls.colour = label or cls.__name__, colour
-        cls.linear, cls.fixed = linear or fixed, fixed
-        if cls.__doc__ and "Args:" not in cls.__doc__:
-            cls.__doc__ = cls.__doc__.rstrip() + _ARGS
-        own = {k: p for k, p in inspect.signature(cls.__init__).parameters.items() if k != "self"}
-        if own.pop("options", None):  # passed on: help shows the names
-            rest = inspect.signature(Rule.__init__).parameters
-            own |= {k: p for k, p in rest.items() if k != "self" and k not in own}
-        setattr(cls, "__signature__", inspect.Signature([*own.values()]))  # noqa: B010
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Rule:
-        """Say what to write where a generator or a seed is given as other libraries take it."""
-        if len(args) > 1 or "seed" in kwargs:
-            raise TypeError(f"{cls.__name__} takes the network, then keywords: {_HOW}")
-        return super().__new__(cls)
-
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        generator: Generator | None = None,
-        init: str | None = None,
-        scale: float = 1.0,
-        feedback: Mapping[str, Tensor] | None = None,
-        input_shape: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        if generator is not None and not isinstance(generator, Generator):
-            raise TypeError(f"generator must be a torch.Generator; got {generator!r}: {_HOW}")
-        self._bound: Stack | None = Stack(net)
-        self.net = net
-        self._init = choose("init", init or self.default_init, INITS)
-        self._scale, self._drawn_in = scale, torch.get_default_dtype()
-        self._input_shape = input_shape
-        self._bind(generator, feedback)
-
-    # what a rule defines
-
-    def matrix(self, layer: str) -> Tensor:
-        """The feedback below which ``layer`` lies: in W's place, or (n_l, n_L) for direct rules."""
-        raise NotImplementedError(f"{type(self).__name__} has no formula for the signal")
-
-    def send(self, layer: str, delta: Tensor, top: Tensor) -> Tensor | None:
-        """The signal at h_l for ``layer``: by default delta_{l+1}, pulled through the matrix.
-
-        Args:
-            layer: name of the receiving layer.
-            delta: error signal at the output of the layer above.
-            top: what the top sends, the output error unless :meth:`from_top` says otherwise.
-
-        Returns:
-            A tensor as large as h_l; None where nothing arrives: no layer from here down learns.
-        """
-        return self.pull(self.matrix(layer), delta)
-
-    def from_top(self, error: Tensor, target: Tensor, loss: Loss, reduction: str) -> Tensor:
-        """What the top sends to every layer: the output error."""
-        return error
-
-    def refresh(self) -> None:
-        """Called once at the start of every update, never when measuring."""
-
-    # what a formula is written with
-
-    def weight(self, layer: str) -> Tensor:
-        """The forward weight that ``matrix(layer)`` stands for, that of the layer above."""
-        weight: Tensor = self._path.above[layer].weight.detach()
-        return weight
-
-    def drawn(self, layer: str) -> Tensor:
-        """The matrix of ``layer`` that the rule holds."""
-        held = self._held()[_key(layer)]
-        assert held is not None
-        return held.detach()
-
-    def pull(self, matrix: Tensor, delta: Tensor) -> Tensor:
-        """W^T delta with ``matrix`` in W's place, through the layer that the error has reached."""
-        return self._path.pull(matrix, delta)
-
-    # what a rule is
-
-    @property
-    def layers(self) -> list[str]:
-        """Names of the weight layers, bottom to top."""
-        return self._path.layers
-
-    @property
-    def above(self) -> dict[str, Any]:
-        """The weight layer above each hidden one, by the hidden one's name."""
-        return self._path.above
-
-    @property
-    def modules_in_order(self) -> list[tuple[str, nn.Module]]:
-        """The network's modules in the order in which they act, with their names."""
-        return self._path.modules
-
-    @property
-    def feedback(self) -> dict[str, Tensor]:
-        """Feedback matrices in use, by name of the receiving layer, bottom to top."""
-        return {name: self.matrix(name) for name in self.above}
-
-    def extra_repr(self) -> str:
-        lines = [f"layers: {', '.join(map(repr, self.layers))}"]
-        if found := self.feedback:
-            shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in found.items())
-            lines.append(f"feedback: {shapes}")
-        return "\n".join(lines)
-
-    # feedback and state
-
-    def _held(self) -> dict[str, Any]:
-        return self._parameters if self.learns else self._buffers
-
-    def _held_parameters(self) -> list[nn.Parameter]:
-        return [p for p in self._parameters.values() if p is not None]
-
-    def _bind(self, generator: Generator | None, feedback: Mapping[str, Tensor] | None) -> None:
-        """Draw the feedback, or take what is given."""
-        if not self.draws:
-            if feedback:
-                raise ValueError(f"{type(self).__name__} takes no feedback matrices")
-            return
-        shapes = self._shapes()
-        if feedback is not None and set(feedback) != set(shapes):
-            raise ValueError(f"feedback must be given for {list(shapes)}; got {list(feedback)}")
-        if feedback is None and generator is None and shapes:
-            raise ValueError(f"{type(self).__name__} draws random feedback: pass {_HOW}")
-        for name, shape in shapes.items():
-            if feedback is None:
-                matrix = self._random(shape, generator)
-            else:
-                matrix = feedback[name].detach().clone()
-                if tuple(matrix.shape) != shape:
-                    raise ValueError(
-                        f"feedback of layer {name!r} must have shape {shape}; "
-                        f"got {tuple(matrix.shape)}"
-                    )
-            matrix = matrix.to(self.weight(name))
-            if self.learns:
-                self.register_parameter(_key(name), nn.Parameter(matrix))
-            else:
-                self.register_buffer(_key(name), matrix)
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        if not self.direct:
-            return {name: tuple(layer.weight.shape) for name, layer in self.above.items()}
-        top: Any = self._path.top
-        if isinstance(top, nn.Conv2d):
-            raise _refuse(self.layers[-1], top, "is a convolution at the top of a direct rule")
-        sizes = self._path.sizes(type(self).__name__, self._input_shape)
-        return {name: (size, top.weight.shape[0]) for name, size in sizes.items()}
-
-    def _random(self, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
-        """Drawn in the default precision, so that a seed means one matrix for any network.
-
-        Orthonormal columns are wanted to the last bit of the widest.
-        """
-        dtype = torch.float64 if self._init == "orthogonal" else self._drawn_in
-        ordered = shape[::-1] if self.direct else shape
-        drawn = draw(ordered, self._init, scale=self._scale, generator=generator, dtype=dtype)
-        return drawn.t().contiguous() if self.direct else drawn
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What the state belongs to; part of ``state_dict``."""
-        return {"rule": self.label}
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore; rules with more state add to it."""
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        state = state_dict.get(f"{prefix}_extra_state")
-        if isinstance(state, Mapping) and state.get("rule") != self.label:
-            raise ValueError(f"the state is of rule {state.get('rule')}; this rule is {self.label}")
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._path.steps = {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._bound = Stack(self.net)
-
-    @property
-    def _path(self) -> Stack:
-        if self._bound is None:  # Dask carries a module's attributes one by one
-            self._bound = Stack(self.net)
-        return self._bound
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Rule:
-        self._path.check_unchanged()
-        super()._apply(fn, recurse)
-        self._path._watch()  # moving a network may give it new parameters
-        self._path.steps = {}
-        return self
-
-    # measuring and learning
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The network's output; for an output to learn from, use :meth:`backward`."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{type(self).__name__} writes gradients without a graph: call "
-                "rule.backward(x, target), or rule(x) under torch.no_grad()"
-            )
-        output: Tensor = self.net(x)
-        return output
-
-    def _start(
-        self,
-        x: Tensor,
-        target: Tensor,
-        loss: Loss,
-        reduction: str,
-        *,
-        updating: bool,
-    ) -> tuple[Tensor, Iterator[Signal]]:
-        """Loss and signals; unless ``updating``, everything stays as it is."""
-        self._path.check_unchanged()
-        top: Any = self._path.top
-        weight = top.weight
-        home = weight.device, weight.dtype
-        for matrix in self._held().values():
-            if matrix is not None and (matrix.device, matrix.dtype) != home:
-                raise ValueError(
-                    f"feedback is {matrix.dtype} on {matrix.device}, the network {weight.dtype} "
-                    f"on {weight.device}: move both with rule.to(...)"
-                )
-        if x.shape[:1] == (0,):
-            raise ValueError(f"x: the batch holds no samples; got {tuple(x.shape)}")
-        if updating:
-            self.refresh()
-            output, tape = self._path.forward(x)
-        else:
-            with measuring(self.net):
-                output, tape = self._path.forward(x)
-        value, error = self._path.error(output, target, loss, reduction)
-
-        def at_top(signal: Tensor) -> Tensor:
-            return self.from_top(signal, target, loss, reduction)
-
-        return value, self._path.walk(self.send, error, at_top, tape, updating=updating)
-
-    @torch.no_grad()
-    def trace(
-        self, x: Tensor, target: Tensor, *, loss: Loss = "cross_entropy", reduction: str = "mean"
-    ) -> Iterator[Signal]:
-        """Yield what arrives at each module that has parameters, top to bottom; writes nothing.
-
-        Args:
-            x, target, loss, reduction: as in :meth:`backward`.
-        """
-        yield from self._start(x, target, loss, reduction, updating=False)[1]
-
-    def signals(
-        self, x: Tensor, target: Tensor, *, loss: Loss = "cross_entropy", reduction: str = "mean"
-    ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
-        """Yield (layer, error signal at its output, input) for each weight layer, top to bottom.
-
-        Writes nothing: running statistics and random states stay as they are.
-
-        Args:
-            x: (batch, ...) inputs.
-            target: see :func:`fabook.losses.output_error`.
-            loss, reduction: see there.
-        """
-        for s in self.trace(x, target, loss=loss, reduction=reduction):
-            if s.is_weight_layer:
-                yield s.module, s.error, s.input
-
-    def _updates(
-        self, x: Tensor, target: Tensor, loss: Loss, reduction: str
-    ) -> tuple[Tensor, Iterator[tuple[Signal, str, nn.Parameter, nn.Parameter | None]]]:
-        """Loss, and every parameter that learns: its signal, name, and feedback that follows it."""
-        value, signals = self._start(x, target, loss, reduction, updating=True)
-        below = zip(self.layers[1:], self.layers[:-1], strict=True)
-        names = dict(below) if self.learns else {}
-
-        def each() -> Iterator[tuple[Signal, str, nn.Parameter, nn.Parameter | None]]:
-            for s in signals:
-                for key, parameter in s.module._parameters.items():
-                    if parameter is not None and parameter.requires_grad:
-                        stands = s.is_weight_layer and key == "weight" and s.name in names
-                        held = self._parameters[_key(names[s.name])] if stands else None
-                        yield s, key, parameter, held
-                del s  # its tensors would outlive the walk to the next layer
-
-        return value, each()
-
-    @torch.no_grad()
-    def backward(
-        self, x: Tensor, target: Tensor, *, loss: Loss = "cross_entropy", reduction: str = "mean"
-    ) -> Tensor:
-        """Run the network forward and write ``.grad`` of every parameter that learns.
-
-        Gradients are overwritten, not accumulated, so no ``zero_grad`` is needed; any optimizer
-        over ``rule.parameters()`` can take the step. What does not learn gets None.
-
-        Args:
-            x: (batch, ...) inputs.
-            target: see :func:`fabook.losses.output_error`; where the top layer is a convolution,
-                the classes of ``cross_entropy`` are on axis 1, as in ``F.cross_entropy``.
-            loss, reduction: see there.
-
-        Returns:
-            The loss before the step, 0-d, without graph.
-
-        Raises:
-            ValueError: see there; or feedback and network on different devices.
-            RuntimeError: the network was changed, or the optimizer leaves feedback out that learns.
-        """
-        self._check_followed()
-        value, updates = self._updates(x, target, loss, reduction)
-        written = set()
-        for s, key, parameter, held in updates:
-            parameter.grad = s.gradient(key, parameter.grad)
-            written.add(parameter)
-            if held is not None:
-                written.add(held)
-                held.grad = parameter.grad.clone()
-            del s
-        for parameter in (*self._path.parameters, *self._held_parameters()):
-            if parameter.requires_grad and parameter not in written:
-                parameter.grad = None
-        self._note_versions()
-        return value
-
-    def _note_versions(self) -> None:
-        if self.learns:
-            self._path.steps = {
-                name: (layer.weight._version, self.get_parameter(_key(name))._version)
-                for name, layer in self.above.items()
-                if layer.weight.requires_grad
-            }
-
-    def _check_followed(self) -> None:
-        """An optimizer that steps W and not B would make another rule of this one."""
-        for name, (weight, own) in self._path.steps.items():
-            moved = self.above[name].weight._version != weight
-            if moved and self.get_parameter(_key(name))._version == own:
-                raise RuntimeError(
-                    f"the weight above layer {name!r} was stepped and its feedback was not: give "
-                    "the optimizer rule.parameters(), which holds both"
-                )
-
-    @torch.no_grad()
-    def sgd_step(
-        self,
-        x: Tensor,
-        target: Tensor,
-        lr: float,
-        *,
-        loss: Loss = "cross_entropy",
-        reduction: str = "mean",
-    ) -> Tensor:
-        """Take one step of plain gradient descent in place, without storing any gradient.
-
-        The same step as :meth:`backward` followed by ``torch.optim.SGD(lr)``, and faster.
-
-        Args:
-            x, target, loss, reduction: as in :meth:`backward`.
-            lr: learning rate.
-
-        Returns:
-            The loss before the step, 0-d.
-        """
-        value, updates = self._updates(x, target, loss, reduction)
-        for s, key, parameter, held in updates:
-            linear = key == "weight" and s.is_weight_layer and isinstance(s.module, nn.Linear)
-            if linear and held is None:
-                parameter.addmm_(rows(s.error).t(), rows(s.input), alpha=-lr)
-            else:
-                step = s.gradient(key)
-                parameter.sub_(step, alpha=lr)
-                if held is not None:
-                    held.sub_(step, alpha=lr)
-                del step
-            del s
-        self._path.steps = {}
-        return value
-
-    @torch.no_grad()
-    def gradients(
-        self, x: Tensor, target: Tensor, *, loss: Loss = "cross_entropy", reduction: str = "mean"
-    ) -> dict[str, Tensor]:
-        """Return what :meth:`backward` would write into the network, by name, bottom to top.
-
-        Zero where nothing arrives, and where it would write None. Nothing is written: ``.grad``,
-        running statistics and random states stay as they are.
-        """
-        found = {
-            id(parameter): s.gradient(key)
-            for s in self.trace(x, target, loss=loss, reduction=reduction)
-            for key, parameter in s.module.named_parameters()
-            if parameter.requires_grad
-        }
-        return {k: found[id(p)] for k, p in self.net.named_parameters() if id(p) in found}
-
-
-def _key(layer: str) -> str:
-    return "feedback_" + layer.replace(".", "/")  # names of buffers have no dots

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from .base import Rule
 from .losses import Loss
 from .metrics import Alignment
 from .networks import choose
-from .stack import Rule, measuring
+from .stack import measuring
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,6 +32,7 @@ from fabook.rules import (
     UnsupportedModule,
     output_error,
 )
+from fabook.stack import Stack
 from fabook.streams import stream
 
 few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
@@ -744,8 +745,11 @@ def test_a_rule_is_a_whole_module(rule, device):
     x = rand(7, 5).to(device, torch.bfloat16)
     with torch.no_grad():
         assert torch.equal(bound.eval()(x), net(x))
-    with pytest.raises(RuntimeError, match=r"call rule\.backward\(x, target\)"):
-        bound(x)
+    if rule == "DRTP":
+        with pytest.raises(ValueError, match=r"sends the target: rule\.backward\(x, target\)"):
+            bound(x)
+    else:
+        assert bound(x).requires_grad
 
 
 def test_adamw_leaves_layers_alone_that_do_not_learn(device):
@@ -1062,12 +1066,28 @@ UNSUPPORTED = {
 }
 
 
-@pytest.mark.parametrize("rule", ["BP", "DFA"])
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_cannot_be_placed_is_named(name, rule):
+def test_what_is_no_stack_is_named(name):
+    build, message = UNSUPPORTED[name]
+    with pytest.raises(UnsupportedModule, match=message):
+        Stack(build())
+
+
+@pytest.mark.parametrize("name", ["lazy", "no weights"])
+@pytest.mark.parametrize("rule", ["BP", "FA", "DFA"])
+def test_what_no_rule_can_do_anything_with_is_refused_at_once(name, rule):
     build, message = UNSUPPORTED[name]
     with pytest.raises(UnsupportedModule, match=message):
         make(rule, build())
+
+
+@pytest.mark.parametrize("name", ["branch", "own forward", "tied weights"])
+def test_what_needs_a_stack_says_why_it_has_none(name):
+    build, message = UNSUPPORTED[name]
+    rule = make("FA", build())
+    for what in ("layers", "above", "modules_in_order"):
+        with pytest.raises(UnsupportedModule, match=f"needs a stack of layers.*{message}"):
+            getattr(rule, what)
 
 
 def test_direct_rules_need_a_vector_at_the_top():

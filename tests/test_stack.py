@@ -8,6 +8,7 @@ from torch import nn
 
 from fabook.networks import mlp
 from fabook.rules import BP, FA, RULES, UnsupportedModule
+from fabook.stack import Stack
 from fabook.streams import stream
 
 L, S = nn.Linear, nn.Sequential
@@ -157,7 +158,7 @@ def test_a_class_with_its_own_forward_is_told_what_to_write():
     with pytest.raises(
         UnsupportedModule, match=r"forward of its own.*torch\.nn\.Sequential\(\*net\.children\(\)\)"
     ):
-        FA(Net(), generator=stream(0, "f"))
+        Stack(Net())
 
 
 def test_pull_is_for_send():

@@ -26,11 +26,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from ..base import Rule
 from ..losses import Loss
 from ..metrics import cosine, cosine_of_all
 from ..networks import ACTIVATIONS, Scale, linear_net
 from ..rules import BP
-from ..stack import Rule
 from ..training import History, Probe, train
 
 Array = NDArray[np.float64]

@@ -31,8 +31,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from ..base import Rule
 from ..networks import Scale, choose
-from ..stack import Rule
 
 # --- the laws ------------------------------------------------------------------------------------
 

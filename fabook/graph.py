@@ -1,0 +1,647 @@
+r"""A rule on any module: autograd that keeps another matrix, or a graph that is cut.
+
+Backpropagation needs a weight W twice: forward, and on the way down in :math:`W^T\delta`. For that
+autograd keeps W in the graph. A transported rule (FA, uSF, frSF, brSF, Kolen-Pollack) puts B there,
+in the same view in which W was kept. Skip connections, shared weights, attention, recurrent cells
+and convolutions of any kind need nothing more, and whoever holds the loss calls ``backward()``.
+
+A direct rule (DFA, DRTP, Shallow) cuts the graph behind each block and hands every block its
+projection of the output error, as soon as this arrives at the output.
+
+What cannot be placed is refused when it is first seen: every graph of a new structure is proven
+before a matrix is put in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .stack import DTYPES, UnsupportedModule, measuring
+
+Matrix = Callable[[str], Tensor]
+Send = Callable[[str, Tensor, Tensor], Tensor | None]
+Places = dict[str, tuple[str, bool]]
+
+# autograd's nodes that are linear in two factors: (name of the kept factor, its input) for each
+_FACTORS: dict[str, tuple[tuple[str, int], ...]] = {
+    "MmBackward0": (("self", 0), ("mat2", 1)),
+    "BmmBackward0": (("self", 0), ("mat2", 1)),
+    "AddmmBackward0": (("mat1", 1), ("mat2", 2)),
+    "BaddbmmBackward0": (("batch1", 1), ("batch2", 2)),
+    "MvBackward0": (("self", 0), ("vec", 1)),
+    "AddmvBackward0": (("mat", 1), ("vec", 2)),
+    "LinearBackward0": (("input", 0), ("weight", 1)),
+    "ConvolutionBackward0": (("input", 0), ("weight", 1)),
+    "MkldnnRnnLayerBackward0": (("weight0", 1), ("weight1", 2)),
+}
+# the same numbers seen in another shape, or copied in another precision
+_VIEWS = {
+    f"{name}Backward{i}"
+    for name in (
+        "T Transpose View UnsafeView ReshapeAlias Expand Split SplitWithSizes Unsqueeze Squeeze "
+        "Permute Select Slice Unbind ToCopy Clone Alias AsStrided Narrow Contiguous"
+    ).split()
+    for i in range(3)
+} | {"_TwinBackward"}
+# a weight in these is a gain or a table: the error passes by the node's own derivative
+_LOCAL = ("LayerNorm", "BatchNorm", "GroupNorm", "RmsNorm", "Embedding", "Prelu")
+_LOOKUPS = ("Index", "Gather")
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and mappings."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors(value)
+
+
+def _replaced(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, Mapping) and type(tree) is dict:
+        return {key: _replaced(value, change) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_replaced(value, change) for value in tree)
+    return tree
+
+
+def _ordered(roots: Sequence[Any]) -> dict[Any, int]:
+    """Every node below ``roots`` with its place, those below a node before it."""
+    order: dict[Any, int] = {}
+    seen: set[Any] = set()
+    todo = [(root, False) for root in roots]
+    while todo:
+        node, done = todo.pop()
+        if done:
+            order[node] = len(order)
+        elif node not in seen:
+            seen.add(node)
+            todo.append((node, True))
+            for below, _ in node.next_functions:
+                if below is not None and below not in seen:
+                    todo.append((below, False))
+    return order
+
+
+def _source(node: Any) -> tuple[Any, bool]:
+    """The node whose output ``node`` shows in another shape, and whether it was copied."""
+    copied = False
+    while node is not None and node.name() in _VIEWS:
+        copied |= node.name().startswith(("ToCopy", "Clone", "Contiguous"))
+        node = node.next_functions[0][0]
+    return node, copied
+
+
+def _kept(node: Any) -> list[Tensor]:
+    """The tensors that a node keeps for its way down."""
+    found = [getattr(node, key) for key in dir(node) if key.startswith("_saved_")]
+    return list(tensors([*found, *getattr(node, "saved_tensors", ())]))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _same_numbers(kept: Tensor, weight: Tensor) -> bool:
+    """Whether a copy holds the weight's numbers in the weight's own layout."""
+    if _storage(kept) == _storage(weight):
+        return True
+    last = 1 + sum((n - 1) * s for n, s in zip(kept.shape, kept.stride()))
+    if kept.storage_offset() + last > weight.numel() or not kept.numel():
+        return False
+    offset = kept.storage_offset() + weight.storage_offset()
+    seen = weight.detach().as_strided(kept.shape, kept.stride(), offset)
+    return torch.equal(kept, seen.to(kept.dtype))
+
+
+def check_module(net: nn.Module) -> None:
+    """Refuse a network whose graph cannot be read, or in which nothing would be replaced."""
+    for name, module in net.named_modules():
+        why = None
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or type(module).__name__ == "OptimizedModule":
+            why = (
+                "is compiled, so that its graph cannot be read: give the rule the module as it was "
+                "before torch.compile"
+            )
+        elif isinstance(module, torch.jit.ScriptModule):
+            why = "is scripted, so that its graph cannot be read"
+        for key, p in module.named_parameters(recurse=False):
+            if nn.parameter.is_lazy(p):
+                why = why or "is not initialised: run the network once"
+            elif p.dtype not in DTYPES and why is None:
+                allowed = ", ".join(str(dtype) for dtype in DTYPES)
+                why = f"has a {key} of {p.dtype}; allowed are {allowed}"
+        if why:
+            raise UnsupportedModule(f"module {name!r} ({type(module).__name__}) {why}")
+    if all(p.ndim < 2 for p in net.parameters()):
+        raise UnsupportedModule("the network has no nn.Linear or nn.Conv2d layer, nor other matrix")
+
+
+class _Bound:
+    """A network under a rule: notices when its parameters are no longer the same ones."""
+
+    def __init__(self, net: nn.Module) -> None:
+        check_module(net)
+        self.net = net
+        self._ids = [id(p) for p in net.parameters()]
+        self._names = {id(p): name for name, p in net.named_parameters()}
+
+    def check(self) -> None:
+        """Raise a RuntimeError if parameters were replaced since the rule was made."""
+        if [id(p) for p in self.net.parameters()] != self._ids:
+            now = {name for name, p in self.net.named_parameters() if id(p) not in self._names}
+            raise RuntimeError(
+                f"the network was changed after the rule was made (parameters {sorted(now)} are "
+                "new, or some are gone): make the rule again"
+            )
+
+
+class _Twin(torch.autograd.Function):
+    """A weight; its gradient goes to the weight and to the feedback that learns with it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, feedback: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, grad
+
+
+class Transported(_Bound):
+    """Puts B where autograd kept W, in the graph of any output of ``net``.
+
+    Args:
+        net: any module.
+        weights: the parameters that have feedback, by its name.
+        matrix: B of a name, of the shape of its weight; where it is the weight itself, nothing is
+            replaced.
+        learning: B as a parameter, by name, where it takes the gradient of its weight.
+
+    Attributes:
+        carriers: names of weights seen to hand the error down to something that learns.
+
+    Raises:
+        UnsupportedModule: names a compiled, scripted or uninitialised module.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        weights: Mapping[str, Tensor],
+        matrix: Matrix,
+        learning: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(net)
+        self.matrix = matrix
+        self.weights = {n: w for n, w in weights.items() if _storage(matrix(n)) != _storage(w)}
+        self.learning = {n: b for n, b in (learning or {}).items() if n in self.weights}
+        self.carriers: set[str] = set()
+        self._by_id = {id(w): name for name, w in self.weights.items()}
+        self._plans: dict[Any, list[tuple[int, str, str]]] = {}
+
+    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
+        """The network's output, whose graph is the rule."""
+        self.check()
+        leaves: list[Tensor] = []
+        call = self._call()
+        if self._plans or not self.weights or not torch.is_grad_enabled():
+            output = call(tuple(args), dict(kwargs or {}))
+        else:  # the first time: data and frozen weights must be seen in the graph
+            with self._all_require_grad():
+                shown = _replaced([tuple(args), dict(kwargs or {})], lambda t: _shown(t, leaves))
+                output = call(*shown)
+        roots = [t.grad_fn for t in tensors(output) if t.grad_fn is not None]
+        if roots and self.weights:
+            self._place(roots, leaves)
+        return output
+
+    def _call(self) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+        """The network, with twins of the weights whose feedback learns."""
+        learn = [(n, self.weights[n]) for n in self.learning if self.weights[n].requires_grad]
+        if not learn or not torch.is_grad_enabled():
+            return lambda args, kwargs: self.net(*args, **kwargs)
+        twins = {self._names[id(w)]: _Twin.apply(w, self.learning[n]) for n, w in learn}
+        return lambda args, kwargs: torch.func.functional_call(self.net, twins, args, kwargs)
+
+    @contextmanager
+    def _all_require_grad(self) -> Iterator[None]:
+        frozen = [w for w in self.weights.values() if not w.requires_grad]
+        for w in frozen:
+            w.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for w in frozen:
+                w.requires_grad_(False)
+
+    def _place(self, roots: Sequence[Any], leaves: Sequence[Tensor]) -> None:
+        order = _ordered(roots)
+        nodes = list(order)
+        signature = tuple(
+            (node.name(), *[-1 if n is None else order[n] for n, _ in node.next_functions])
+            if node.next_functions
+            else self._by_id.get(id(getattr(node, "variable", None)), node.name())
+            for node in nodes
+        )
+        plan = self._plans.get((signature, bool(leaves)))
+        if plan is None:
+            proof = _Proof(self, nodes, {id(leaf) for leaf in leaves})
+            plan = proof.plan()
+            self.carriers |= proof.carriers
+            if len(self._plans) > 64:  # recurrent networks have a graph for every length
+                self._plans.clear()
+            self._plans[signature, bool(leaves)] = plan
+        sent: dict[tuple[str, torch.dtype], Tensor] = {}
+        for index, key, name in plan:
+            self._replace(nodes[index], key, name, sent)
+
+    def _replace(
+        self, node: Any, key: str, name: str, sent: dict[tuple[str, torch.dtype], Tensor]
+    ) -> None:
+        w, kept = self.weights[name], getattr(node, f"_saved_{key}")
+        if kept is None:
+            return  # the error goes no further than here
+        if (name, kept.dtype) not in sent:
+            b = self.matrix(name).to(kept.dtype)
+            if b.stride() != w.stride() or b.device != w.device:  # laid out as W
+                b = torch.empty_strided(w.shape, w.stride(), dtype=b.dtype, device=w.device).copy_(
+                    b
+                )
+            sent[name, kept.dtype] = b
+        b = sent[name, kept.dtype]
+        start = w.storage_offset() if _storage(kept) == _storage(w) else 0
+        offset = kept.storage_offset() - start + b.storage_offset()
+        view = b.as_strided(kept.shape, kept.stride(), offset)
+        try:
+            getattr(node, f"_raw_saved_{key}").register_hooks(lambda _: None, lambda _: view)
+        except RuntimeError:
+            raise self.refusal(
+                name,
+                node,
+                "which another hook already keeps (checkpointing, offloading, or a state carried "
+                "over from an earlier call: detach it)",
+            ) from None
+
+    def refusal(self, name: str, node: Any, why: str) -> UnsupportedModule:
+        parameter = self._names[id(self.weights[name])]
+        return UnsupportedModule(f"parameter {parameter!r} is used by {node.name()}, {why}")
+
+
+def _shown(tensor: Tensor, leaves: list[Tensor]) -> Tensor:
+    """An input that the graph shows: a copy of a leaf that requires a gradient."""
+    if not tensor.is_floating_point() or tensor.requires_grad:
+        leaves.extend([tensor] if tensor.requires_grad else [])
+        return tensor
+    leaves.append(tensor.detach().requires_grad_())
+    return leaves[-1].clone(memory_format=torch.preserve_format)
+
+
+class _Proof:
+    """That every weight of a graph is either replaced or does not carry the error down.
+
+    Each node is classified: does it depend on data, and if not, on which weights? Where data meet
+    something computed from weights alone, in a node that keeps tensors, the weight must be placed.
+    """
+
+    def __init__(self, owner: Transported, nodes: list[Any], leaves: set[int]) -> None:
+        self.owner, self.nodes, self.leaves = owner, nodes, leaves
+        self.data: dict[Any, bool] = {}
+        self.below: dict[Any, frozenset[str]] = {}  # weights that a node is computed from
+        self.gate: dict[Any, frozenset[str]] = {}  # the same, but for W times a constant
+        self.learns: dict[Any, bool] = {}  # whether something below takes a gradient
+        self.carriers: set[str] = set()
+        self.frozen = {
+            _storage(w): name for name, w in owner.weights.items() if not w.requires_grad
+        }
+
+    def plan(self) -> list[tuple[int, str, str]]:
+        """Where to put which feedback: (node's place, key of the kept factor, weight's name)."""
+        self._classify(self._is_leaf)
+        if not any(self.data.values()):  # integers, or features from a part without gradients
+            self._classify(self._is_first)
+        if not any(self.data.values()):
+            self._classify(lambda node: node.name().startswith(_LOOKUPS))
+        self._hidden()
+        found = []
+        for index, node in enumerate(self.nodes):
+            self._check_followed(node)
+            placed = self._placed(index, node)
+            self._check(node, {name for _, _, name in placed})
+            found += placed
+        return found
+
+    def _check_followed(self, node: Any) -> None:
+        """Feedback that learns has the gradient of its weight wherever this is used."""
+        for below, _ in node.next_functions:
+            name = self.owner._by_id.get(id(getattr(below, "variable", None)))
+            if name not in self.owner.learning or node.name() == "_TwinBackward":
+                continue
+            if self.owner.weights[name].requires_grad:
+                why = "not as the module's own attribute: feedback cannot learn with it"
+                raise self.owner.refusal(name, node, why)
+
+    def _is_leaf(self, node: Any) -> bool:
+        variable = getattr(node, "variable", None)
+        return id(variable) in self.leaves or node.name().startswith("Embedding")
+
+    def _is_first(self, node: Any) -> bool:
+        places = _FACTORS.get(node.name(), ())
+        return len(places) == 2 and node.next_functions[places[0][1]][0] is None
+
+    def _is_turned(self, node: Any) -> bool:
+        """Whether the second factor is not a weight's transpose, as it is in x W^T."""
+        below = node.next_functions[_FACTORS[node.name()][1][1]][0]
+        names = ("TBackward0", "TransposeBackward0")
+        return node.name() != "ConvolutionBackward0" and (
+            below is None or below.name() not in names
+        )
+
+    def _classify(self, is_data: Callable[[Any], bool]) -> None:
+        for node in self.nodes:
+            children = [n for n, _ in node.next_functions if n is not None]
+            name = self.owner._by_id.get(id(getattr(node, "variable", None)))
+            self.data[node] = is_data(node) or any(self.data[n] for n in children)
+            own = frozenset() if name is None else frozenset({name})
+            variable: Any = getattr(node, "variable", None)
+            learns = id(variable) in self.owner._names and variable.requires_grad
+            self.learns[node] = learns or any(self.learns[n] for n in children)
+            alone = [n for n in children if not self.data[n]]
+            self.below[node] = own.union(*(self.below[n] for n in alone))
+            constant = self._is_first(node) and not self._is_turned(node)
+            # W times a constant, as at the start of a recurrent cell, is a state and no weight
+            self.gate[node] = own if constant else own.union(*(self.gate[n] for n in alone))
+
+    def _hidden(self) -> None:
+        """A function written in Python may hide weights that the graph does not show."""
+        written = (n for n in self.nodes if hasattr(n, "saved_tensors"))
+        opaque = next((n for n in written if n.name() not in _VIEWS), None)
+        shown = {id(getattr(node, "variable", None)) for node in self.nodes}
+        for w in self.owner.weights.values():
+            if opaque is not None and w.requires_grad and id(w) not in shown:
+                raise UnsupportedModule(
+                    f"parameter {self.owner._names[id(w)]!r} is not in the graph and "
+                    f"{opaque.name()} may hide it: "
+                    "without checkpointing, torch.compile or a function of its own it could be "
+                    "placed"
+                )
+
+    def _placed(self, index: int, node: Any) -> list[tuple[int, str, str]]:
+        found = []
+        for key, place in _FACTORS.get(node.name(), ()):
+            below, copied = _source(node.next_functions[place][0])
+            name = self.owner._by_id.get(id(getattr(below, "variable", None)))
+            if name is None and (below is not None or not self.frozen):
+                continue
+            kept = getattr(node, f"_saved_{key}")
+            if kept is None:
+                continue
+            name = name or self._frozen_name(kept)
+            if name is None:
+                continue
+            if copied and not _same_numbers(kept, self.owner.weights[name]):
+                why = "as a rearranged copy, for which no feedback can be laid out: use a view"
+                raise self.owner.refusal(name, node, why)
+            others = [n for i, (n, _) in enumerate(node.next_functions) if i != place]
+            if any(self.learns[n] for n in others if n is not None):
+                self.carriers.add(name)
+            found.append((index, key, name))
+        return found
+
+    def _frozen_name(self, kept: Tensor) -> str | None:
+        """The frozen weight that is kept, as itself or as a copy in another precision."""
+        if (name := self.frozen.get(_storage(kept))) is not None:
+            return name
+        alike = ((n, self.owner.weights[n]) for n in self.frozen.values())
+        return next(
+            (n for n, w in alike if w.numel() == kept.numel() and _same_numbers(kept, w)), None
+        )
+
+    def _check(self, node: Any, placed: set[str]) -> None:
+        """Refuse a node in which data meet a weight that is kept and was not replaced."""
+        if node.name() in _VIEWS or any(part in node.name() for part in _LOCAL):
+            return
+        children = [n for n, _ in node.next_functions if n is not None]
+        below = self.below if node.name() in _FACTORS else self.gate
+        alone = [n for n in children if not self.data[n] and below[n]]
+        if not alone or not any(self.data[n] for n in children):
+            return
+        kept = _kept(node)
+        for child in alone:
+            source, _ = _source(child)
+            direct = self.owner._by_id.get(id(getattr(source, "variable", None)))
+            for name in sorted(below[child] - placed):
+                w = self.owner.weights[name]
+                gain = direct is not None and sum(n > 1 for n in w.shape) < 2
+                if kept and not gain and self._carries(node, child):
+                    what = "computed from it by " + source.name() if direct is None else "it"
+                    raise self.owner.refusal(
+                        name, node, f"which keeps {what}: no feedback can take its place there"
+                    )
+
+    def _carries(self, node: Any, child: Any) -> bool:
+        """Whether the error leaves a node through what it keeps of ``child``."""
+        places = _FACTORS.get(node.name())
+        if places is None:
+            return True
+        for key, place in places:
+            if node.next_functions[place][0] is child:
+                return getattr(node, f"_saved_{key}") is not None
+        return False  # an added term
+
+
+class _Send(torch.autograd.Function):
+    """The output; on the way back the error itself for the top and its projection for each cut."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, send: Callable[[Tensor], list[Tensor | None]], output: Tensor, *hidden: Tensor
+    ) -> Tensor:
+        ctx.send = send
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> Any:
+        return None, error, *ctx.send(error)
+
+
+class Cuts(_Bound):
+    """A network cut at some modules; each part below a cut learns from what is sent to it.
+
+    Args:
+        net: any module.
+        places: names of modules, each with whether the cut lies before it (else behind).
+
+    Raises:
+        UnsupportedModule: names a compiled, scripted or uninitialised module.
+        ValueError: names a block that the network does not have.
+    """
+
+    def __init__(self, net: nn.Module, places: Mapping[str, tuple[str, bool]]) -> None:
+        super().__init__(net)
+        self.places, modules = dict(places), dict(net.named_modules())
+        for block, _ in self.places.values():
+            if block not in modules or not block:
+                raise ValueError(
+                    f"the network has no block {block!r}; there are "
+                    f"{', '.join(repr(n) for n, _ in net.named_children())} and what is in them"
+                )
+        self._proven: set[Any] = set()
+
+    def run(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output, and what enters each cut from below, by name."""
+        hidden: dict[str, Tensor] = {}
+
+        def cut(name: str, value: Any, before: bool) -> Any:
+            found = list(tensors(value))
+            moving = {id(t) for t in found if t.requires_grad}
+            if not found or name in hidden or (before and len(moving) > 1):
+                raise UnsupportedModule(
+                    f"block {self.places[name][0]!r} must run once, take one tensor that others "
+                    "compute and give a tensor (or a tuple that begins with one): name other blocks"
+                )
+            hidden[name] = next((t for t in found if t.requires_grad), found[0])
+            still = {id(t): t.detach() for t in found}  # what was one tensor stays one
+            return _replaced(value, lambda t: still[id(t)])
+
+        with ExitStack() as stack:  # hooks that last for this one pass
+            for name, (block, before) in self.places.items():
+                module = self.net.get_submodule(block)
+                if before:
+                    handle = module.register_forward_pre_hook(
+                        lambda _, a, k, name=name: cut(name, (a, k), True), with_kwargs=True
+                    )
+                else:
+                    handle = module.register_forward_hook(
+                        lambda _, __, h, name=name: cut(name, h, False)
+                    )
+                stack.callback(handle.remove)
+            output = self.net(*args, **(kwargs or {}))
+        if not isinstance(output, Tensor):
+            raise UnsupportedModule("a direct rule needs a network that returns one tensor")
+        if missing := [n for n in self.places if n not in hidden]:
+            raise UnsupportedModule(f"block {self.places[missing[0]][0]!r} did not run")
+        return output, hidden
+
+    def __call__(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+        top: Callable[[Tensor], Tensor],
+        send: Send,
+    ) -> Tensor:
+        """The network's output, whose graph is the rule.
+
+        Args:
+            args, kwargs: what the network takes.
+            top: what is sent, from the output error.
+            send: the signal at a cut: (name, what is sent, a tensor of the signal's shape).
+        """
+        self.check()
+        output, hidden = self.run(args, kwargs)
+        below = {name: h for name, h in hidden.items() if h.requires_grad}
+        if not output.requires_grad:
+            if below:
+                raise UnsupportedModule(
+                    "no parameter is left above the last cut: name fewer blocks"
+                )
+            return output
+        self._prove(output, below)
+
+        def signals(error: Tensor) -> list[Tensor | None]:
+            sent = top(error)
+            found = [(send(name, sent, h), h.dtype) for name, h in below.items()]
+            return [None if signal is None else signal.to(dtype) for signal, dtype in found]
+
+        result: Tensor = _Send.apply(signals, output, *below.values())
+        return result
+
+    def _prove(self, output: Tensor, below: Mapping[str, Tensor]) -> None:
+        """No way leads around a cut: parts may share parameters, but nothing computed from data."""
+        key = (self.net.training, *[(n, h.ndim, h.requires_grad) for n, h in below.items()])
+        if key in self._proven:
+            return
+        owners: dict[Any, int] = {}
+        for part, tensor in enumerate([*below.values(), output]):
+            nodes = _ordered([tensor.grad_fn] if tensor.grad_fn else [])
+            for node in reversed(nodes):  # where the connection leaves, before what it leads to
+                source, _ = _source(node)
+                if owners.setdefault(node, part) != part and not hasattr(source, "variable"):
+                    under = [getattr(n, "variable", None) for n in _ordered([node])]
+                    name = next((self._names[id(p)] for p in under if id(p) in self._names), "?")
+                    raise UnsupportedModule(
+                        f"parameter {name!r} is reached from two blocks through {node.name()}: a "
+                        "connection leads around a cut; choose blocks that contain it"
+                    )
+        self._proven.add(key)
+
+
+def default_blocks(net: nn.Module) -> list[str]:
+    """Children that hold weights, those of lists and of a sole child one by one, as registered."""
+    found = []
+    for name, child in net.named_children():
+        if any(p.ndim > 1 for p in child.parameters()):
+            opened = isinstance(child, nn.ModuleList | nn.ModuleDict)
+            if opened or type(child).forward is nn.Sequential.forward:
+                found += [f"{name}.{inner}" for inner in default_blocks(child)]
+            else:
+                found.append(name)
+    if len(found) == 1 and (inner := default_blocks(net.get_submodule(found[0]))):
+        return [f"{found[0]}.{name}" for name in inner]
+    return found
+
+
+def default_places(net: nn.Module, blocks: Sequence[str] | None, example: Any) -> Places:
+    """Where to cut: behind the blocks that are given, else before each default one but the first.
+
+    The order of default blocks is that in which they run on ``example``, else as registered.
+    """
+    if blocks is not None:
+        if isinstance(blocks, str) or len(set(blocks)) != len(blocks):
+            raise ValueError(f"blocks must be a list of different names; got {blocks!r}")
+        return {block: (block, False) for block in blocks}
+    names = default_blocks(net)
+    if example is not None:
+        names = list(_trial(Cuts(net, {name: (name, True) for name in names}), example)[1])
+    return {lower: (upper, True) for lower, upper in itertools.pairwise(names)}
+
+
+def _trial(cuts: Cuts, example: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """One pass in evaluation mode that changes nothing."""
+    modes = [(module, module.training) for module in cuts.net.modules()]
+    cuts.net.eval()
+    with torch.no_grad(), measuring(cuts.net):
+        try:
+            return cuts.run(example if isinstance(example, tuple) else (example,))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def block_shapes(cuts: Cuts, example: Any) -> dict[str, tuple[int, int]]:
+    """The shape (n_l, n_top) of each receiver's feedback, in the order in which they run.
+
+    A block whose output has the axes of the network's before the last one is sent to position by
+    position, any other a whole sample at once. Nothing of the network changes.
+    """
+    output, hidden = _trial(cuts, example)
+    shapes = {}
+    for name, h in hidden.items():
+        by_position = h.shape[:-1] == output.shape[:-1]
+        n_top = output.shape[-1] if by_position else output[0].numel()
+        shapes[name] = (h.shape[-1] if by_position else h[0].numel(), n_top)
+    return shapes

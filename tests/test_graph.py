@@ -1,0 +1,835 @@
+"""Rules on any module, against an oracle that multiplies by W going up and by B going down."""
+
+import copy
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fabook
+from fabook import FA, RULES
+from fabook.graph import Cuts, Transported, block_shapes, default_blocks
+from fabook.rules import UnsupportedModule
+
+D = torch.float64
+
+
+def up_down(f, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """f(x, W), whose derivative in x is that of f(x, B)."""
+    down = f(x, b)
+    return f(x.detach(), w) + down - down.detach()
+
+
+class Two(nn.Module):
+    """A Linear or convolution that keeps W and, apart from it, B."""
+
+    def __init__(self, layer: nn.Module, b: Tensor) -> None:
+        super().__init__()
+        self.layer, self.b = layer, b
+
+    def forward(self, x: Tensor) -> Tensor:
+        def f(x: Tensor, w: Tensor) -> Tensor:
+            bias = self.layer.bias  # has its gradient from the way up alone
+            given = {"weight": w}
+            if w is self.b and bias is not None:
+                given["bias"] = bias.detach()
+            return torch.func.functional_call(self.layer, given, (x,))
+
+        return up_down(f, x, self.layer.weight, self.b)
+
+
+def with_feedback(net: nn.Module, feedback: dict[str, Tensor]) -> nn.Module:
+    twin = copy.deepcopy(net)
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, nn.Linear) or "Conv" in type(module).__name__:
+            parent = twin.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], Two(module, feedback[f"{name}.weight"]))
+    return twin
+
+
+def bound(net: nn.Module, seed: int = 7) -> tuple[Transported, dict[str, Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    weights = {n: p for n, p in net.named_parameters() if p.ndim > 1}
+    feedback = {
+        n: 0.3 * torch.randn(p.shape, generator=g, dtype=D).to(p) for n, p in weights.items()
+    }
+    return Transported(net, weights, feedback.__getitem__), feedback
+
+
+def grads(net: nn.Module) -> dict[str, Tensor]:
+    return {
+        n.replace(".layer.", "."): p.grad for n, p in net.named_parameters() if p.grad is not None
+    }
+
+
+def assert_same(ours: dict[str, Tensor], oracle: dict[str, Tensor]) -> None:
+    assert set(ours) == set(oracle)
+    for name in ours:
+        torch.testing.assert_close(ours[name], oracle[name], rtol=1e-12, atol=1e-12)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.conv = nn.Conv2d(4, 6, 3, 2, 1, bias=False)
+        self.norm, self.act = nn.BatchNorm2d(6), nn.ReLU(inplace=True)
+        self.down = nn.Conv2d(4, 6, 1, 2)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        return self.head(self.act(self.norm(self.conv(x)) + self.down(x)).mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self, d: int = 8) -> None:
+        super().__init__()
+        self.n1, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.n2, self.up, self.low = nn.LayerNorm(d), nn.Linear(d, 2 * d), nn.Linear(2 * d, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.n1(x)).chunk(3, -1)
+        x = x + self.out(torch.softmax(q @ k.transpose(-2, -1), -1) @ v)
+        return x + self.low(F.gelu(self.up(self.n2(x))))
+
+
+NETS = {
+    "resnet": (Residual, (5, 2, 8, 8)),
+    "transformer": (
+        lambda: nn.Sequential(nn.Linear(8, 8), Block(), Block(), nn.Linear(8, 3)),
+        (4, 5, 8),
+    ),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Conv1d(4, 3, 3)), (4, 2, 9)),
+    "conv3d": (
+        lambda: nn.Sequential(nn.Conv3d(2, 4, 2), nn.Tanh(), nn.Conv3d(4, 6, 2, groups=2)),
+        (2, 2, 4, 4, 4),
+    ),
+    "autoencoder": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3, 2, 1),
+            nn.Tanh(),
+            nn.ConvTranspose2d(4, 3, 4, 2, 1),
+            nn.Tanh(),
+            nn.Conv2d(3, 1, 1),
+        ),
+        (3, 1, 8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_are_the_oracles_on_every_kind_of_network(name: str, frozen: bool) -> None:
+    torch.manual_seed(0)
+    make, shape = NETS[name]
+    net = make().to(D)
+    if frozen:  # a weight in the middle that does not learn still hands B down
+        [p for p in net.parameters() if p.ndim > 1][1].requires_grad_(False)
+    rule, feedback = bound(net)
+    oracle = with_feedback(net, feedback)
+    for seed in range(3):  # the second pass takes the plan of the first or a new proof
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
+        net.zero_grad()
+        oracle.zero_grad()
+        rule((x,)).square().sum().backward()
+        oracle(x).square().sum().backward()
+        assert_same(grads(net), grads(oracle))
+
+
+def test_packed_attention_to_itself_and_to_another() -> None:
+    torch.manual_seed(0)
+    first, mha = nn.Linear(8, 8).to(D), nn.MultiheadAttention(8, 2, batch_first=True).to(D)
+
+    class Net(nn.Module):
+        def __init__(self, cross: bool) -> None:
+            super().__init__()
+            self.first, self.mha, self.cross = first, mha, cross
+
+        def forward(self, x: Tensor, m: Tensor) -> Tensor:
+            x, m = self.first(x), self.first(m)
+            return self.mha(x, m if self.cross else x, m if self.cross else x)[0]
+
+    for cross in (False, True):
+        net = Net(cross)
+        rule, fb = bound(net)
+        x, m = torch.randn(3, 5, 8, dtype=D), torch.randn(3, 4, 8, dtype=D)
+        net.zero_grad()
+        rule((x, m)).square().sum().backward()
+        ours = {k: v.clone() for k, v in grads(net).items()}
+        net.zero_grad()
+        x1, m1 = first(x), first(m)
+        m1 = m1 if cross else x1
+        parts = zip(
+            mha.in_proj_weight.chunk(3),
+            fb["mha.in_proj_weight"].chunk(3),
+            mha.in_proj_bias.chunk(3),
+        )
+        q, k, v = (
+            (up_down(F.linear, a, w, b) + c).unflatten(-1, (2, 4)).transpose(1, 2)
+            for a, (w, b, c) in zip((x1, m1, m1), parts)
+        )
+        h = (torch.softmax(q @ k.transpose(-2, -1) / 2, -1) @ v).transpose(1, 2).flatten(-2)
+        out = (
+            up_down(F.linear, h, mha.out_proj.weight, fb["mha.out_proj.weight"]) + mha.out_proj.bias
+        )
+        out.square().sum().backward()
+        assert_same(ours, grads(net))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_cells(kind: type) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential()
+    net.first, net.rnn = nn.Linear(3, 4).to(D), kind(4, 5).to(D)
+    net.forward = lambda x: net.rnn(net.first(x))[0]
+    rule, fb = bound(net)
+    x = torch.randn(6, 2, 3, dtype=D)
+    rule((x,)).square().sum().backward()
+    ours = {k: v.clone() for k, v in grads(net).items()}
+    net.zero_grad()
+    r, h, c, out = net.rnn, torch.zeros(2, 5, dtype=D), torch.zeros(2, 5, dtype=D), []
+    for a in net.first(x):
+        i = up_down(F.linear, a, r.weight_ih_l0, fb["rnn.weight_ih_l0"]) + r.bias_ih_l0
+        g = up_down(F.linear, h, r.weight_hh_l0, fb["rnn.weight_hh_l0"]) + r.bias_hh_l0
+        if kind is nn.LSTM:
+            s = (i + g).chunk(4, -1)
+            c = s[1].sigmoid() * c + s[0].sigmoid() * s[2].tanh()
+            h = s[3].sigmoid() * c.tanh()
+        else:
+            (ir, iz, inew), (hr, hz, hnew) = i.chunk(3, -1), g.chunk(3, -1)
+            z = (iz + hz).sigmoid()
+            h = (1 - z) * (inew + (ir + hr).sigmoid() * hnew).tanh() + z * h
+        out.append(h)
+    torch.stack(out).square().sum().backward()
+    assert_same(ours, grads(net))
+
+
+def test_tied_and_transposed_weights_share_one_feedback() -> None:
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(4, 6, dtype=D))
+    net = nn.Module()
+    net.first, net.w = nn.Linear(3, 6).to(D), w
+    net.forward = lambda x: F.linear(torch.tanh(F.linear(net.first(x), w)), w.t())
+    rule, fb = bound(net)
+    x = torch.randn(5, 3, dtype=D)
+    rule((x,)).square().sum().backward()
+    ours = {k: v.clone() for k, v in grads(net).items()}
+    net.zero_grad()
+    h = torch.tanh(up_down(F.linear, net.first(x), w, fb["w"]))
+    up_down(F.linear, h, w.t(), fb["w"].t()).square().sum().backward()
+    assert_same(ours, grads(net))
+
+
+def _computed() -> nn.Module:
+    net = nn.Module()
+    net.first, net.w = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 4))
+    return net
+
+
+def _divided() -> nn.Module:
+    net = _computed()
+    net.forward = lambda x: net.first(x) @ (net.w / 2.0)
+    return net
+
+
+def _frozen_divided() -> nn.Module:
+    net = _divided()
+    net.w.requires_grad_(False)
+    return net
+
+
+def _gated() -> nn.Module:
+    net = _computed()
+    net.forward = lambda x: (net.first(x).unsqueeze(-1) * net.w).sum(1)
+    return net
+
+
+def _normed() -> nn.Module:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4), layer)
+
+
+def _checkpointed(reentrant: bool) -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+    forward = nn.Sequential.forward
+
+    def run(x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(
+            lambda h: forward(net, h), x, use_reentrant=reentrant
+        )
+
+    net.forward = run
+    return net
+
+
+REFUSED = {
+    "divided": (_divided, r"'w' .*MmBackward0.*DivBackward0"),
+    "frozen and divided": (_frozen_divided, r"'w' .*MmBackward0.*DivBackward0"),
+    "gated": (_gated, r"'w' .*MulBackward0"),
+    "weight norm": (_normed, r"original0.*AddmmBackward0.*WeightNorm"),
+    "checkpoint": (lambda: _checkpointed(False), r"weight.*AddmmBackward0.*checkpointing"),
+    "reentrant checkpoint": (lambda: _checkpointed(True), r"weight.*CheckpointFunctionBackward"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_placed_is_refused_by_name(name: str) -> None:
+    make, message = REFUSED[name]
+    rule, _ = bound(make())
+    with pytest.raises(UnsupportedModule, match=message):
+        rule((torch.randn(5, 3),))
+
+
+def test_a_compiled_module_and_a_changed_network_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    rule, _ = bound(net)
+    net[1] = nn.Linear(4, 2)
+    with pytest.raises(RuntimeError, match="changed after the rule was made"):
+        rule((torch.randn(5, 3),))
+    net[1].compile(backend="eager")
+    with pytest.raises(UnsupportedModule, match=r"'1' \(Linear\) is compiled"):
+        bound(net)
+
+
+def test_bfloat16_autocast_places_feedback_for_copies_and_frozen_weights() -> None:
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+        net[2].weight.requires_grad_(not frozen)
+        rule, feedback = bound(net)
+        oracle = with_feedback(net, feedback)
+        for _ in range(2):
+            x = torch.randn(7, 6)
+            net.zero_grad()
+            oracle.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                rule((x,)).float().square().sum().backward()
+            oracle(x).square().sum().backward()
+            for n, g in grads(oracle).items():
+                assert F.cosine_similarity(grads(net)[n].flatten(), g.flatten(), 0) > 0.999
+
+
+def test_gradients_accumulate_over_two_halves_of_a_batch() -> None:
+    torch.manual_seed(0)
+    net = Block().to(D)
+    rule, _ = bound(net)
+    x = torch.randn(6, 5, 8, dtype=D)
+    rule((x,)).square().sum().backward()
+    whole = {k: v.clone() for k, v in grads(net).items()}
+    net.zero_grad()
+    for half in x.split(3):
+        rule((half,)).square().sum().backward()
+    assert_same(grads(net), whole)
+
+
+def _direct(net: nn.Module, example: Tensor, blocks: list[str]) -> tuple[Cuts, dict[str, Tensor]]:
+    cuts = Cuts(net, {name: (name, False) for name in blocks})
+    shapes = block_shapes(cuts, example)
+    g = torch.Generator().manual_seed(3)
+    return cuts, {n: torch.randn(s, generator=g, dtype=D) for n, s in shapes.items()}
+
+
+def test_direct_feedback_reaches_each_block_and_no_further() -> None:
+    torch.manual_seed(0)
+    net = Residual().to(D)
+    net.body = nn.Sequential(net.stem, nn.Tanh())
+    x = torch.randn(5, 2, 8, 8, dtype=D)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    cuts, fb = _direct(net, x, ["stem"])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.training
+    out = cuts((x,), None, lambda e: e, lambda n, top, h: (top @ fb[n].t()).reshape(h.shape))
+    out.square().sum().backward()
+    ours = {k: v.clone() for k, v in grads(net).items()}
+    net.zero_grad()
+    h = net.stem(x)
+    a = torch.tanh(h.detach())
+    y = net.head(
+        F.relu(
+            F.batch_norm(net.conv(a), None, None, net.norm.weight, net.norm.bias, True)
+            + net.down(a)
+        ).mean((2, 3))
+    )
+    y.square().sum().backward()
+    h.backward((2 * y.detach() @ fb["stem"].t()).reshape(h.shape))
+    assert_same(ours, grads(net))
+
+
+def test_a_connection_around_a_cut_is_refused() -> None:
+    net = Residual()
+    cuts = Cuts(net, {"conv": ("conv", False)})
+    with pytest.raises(UnsupportedModule, match=r"'stem.*TanhBackward0.*around a cut"):
+        cuts((torch.randn(2, 2, 8, 8),), None, lambda e: e, lambda n, t, h: torch.zeros_like(h))
+
+
+def test_blocks_default_to_children_with_weights() -> None:
+    net = nn.Module()
+    net.blocks = nn.ModuleList([nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)])
+    net.norm, net.head = nn.LayerNorm(2), nn.Linear(2, 1)
+    assert default_blocks(net) == ["blocks.0", "blocks.2", "head"]
+
+
+# --- rules: one formula, two paths ---------------------------------------------------------------
+
+
+def gen(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Wrapped(nn.Module):
+    """The same network, of a class whose order of modules cannot be read."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def random_stack(seed: int) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """Linear or convolutional, of random depth, widths, activations and normalisation."""
+    rng = random.Random(seed)
+    acts = [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.Identity, lambda: nn.LeakyReLU(0.2)]
+    layers: list[nn.Module] = []
+    if rng.random() < 0.5:
+        channels, side = rng.randint(1, 3), 8
+        shape: tuple[int, ...] = (channels, side, side)
+        for _ in range(rng.randint(1, 2)):
+            wide = rng.randint(2, 4)
+            layers += [nn.Conv2d(channels, wide, 3, padding=1, bias=rng.random() < 0.5)]
+            layers += [nn.BatchNorm2d(wide)] if rng.random() < 0.4 else []
+            layers += [rng.choice(acts)(), nn.AvgPool2d(2)]
+            channels, side = wide, side // 2
+        layers, n = [*layers, nn.Flatten()], channels * side * side
+    else:
+        n = rng.randint(3, 8)
+        shape = (n,)
+    for _ in range(rng.randint(1, 3)):
+        wide = rng.randint(3, 8)
+        layers += [nn.Linear(n, wide, bias=rng.random() < 0.8)]
+        layers += [nn.LayerNorm(wide)] if rng.random() < 0.3 else []
+        layers, n = [*layers, rng.choice(acts)()], wide
+    torch.manual_seed(seed)
+    return nn.Sequential(*layers, nn.Linear(n, 4)).to(D), shape
+
+
+def named(net: nn.Module) -> dict[str, Tensor]:
+    """Gradients by name; None counts as zero, which it is."""
+    return {
+        n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for n, p in net.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("label", RULES)
+@pytest.mark.parametrize("seed", range(12))
+def test_both_paths_agree_on_random_networks(label: str, seed: int) -> None:
+    net, shape = random_stack(seed)
+    x, y = torch.randn(6, *shape, dtype=D), torch.randint(4, (6,))
+    rule = RULES[label](net, generator=gen(1), example=x)
+    assert rule.is_stack
+    value = rule.backward(x, y)
+    want = named(net)
+    held = {n: p.grad.clone() for n, p in rule.named_parameters(recurse=False)}
+
+    if label != "DRTP":  # whose target only backward has
+        rule.zero_grad()
+        state = [g.get_state() for g in [getattr(rule, "_own", None)] if g is not None]
+        loss = F.cross_entropy(rule(x), y)
+        loss.backward()
+        torch.testing.assert_close(loss.detach(), value)
+        if not state:  # brSF has drawn anew
+            assert_same(named(net), want)
+        for n, p in rule.named_parameters(recurse=False):
+            torch.testing.assert_close(p.grad, held[n], rtol=1e-12, atol=1e-12)
+        rule.backward(x, y)
+        if state:  # the same draw once more, on the other path
+            rule._own.set_state(state[0])
+            rule.backward(x, y)
+            want = named(net)
+            rule._own.set_state(state[0])
+            rule.zero_grad()
+            F.cross_entropy(rule(x), y).backward()
+            assert_same(named(net), want)
+
+
+@pytest.mark.parametrize("label", RULES)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_class_of_its_own_has_the_stacks_gradients(label: str, seed: int) -> None:
+    net, shape = random_stack(seed)
+    x, y = torch.randn(6, *shape, dtype=D), torch.randint(4, (6,))
+    rule = RULES[label](net, generator=gen(1), example=x)
+    twin = Wrapped(copy.deepcopy(net))
+    options: dict[str, Any] = {}
+    if rule.draws:
+        if rule.direct:
+            options["feedback"] = {f"net.{n}": b for n, b in rule.feedback.items()}
+        else:
+            above = {n: f"{rule.layers[i + 1]}.weight" for i, n in enumerate(rule.layers[:-1])}
+            drawn = {f"net.{above[n]}": rule.drawn(n) for n in rule.receivers}
+            weights = {n: p for n, p in twin.named_parameters() if p.ndim > 1}
+            rest = {n: torch.randn(p.shape, dtype=D) for n, p in weights.items()}
+            options["feedback"] = rest | drawn
+    other = RULES[label](twin, generator=gen(1), example=x, **options)
+    assert not other.is_stack
+    if label == "brSF":  # R as it is, for both
+        rule.refresh = other.refresh = lambda: None
+    for _ in range(2):  # with and without the proof
+        a, b = rule.backward(x, y), other.backward(x, y)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert_same({n.removeprefix("net."): g for n, g in named(twin).items()}, named(net))
+    got = {n.removeprefix("net."): g for n, g in other.gradients(x, y).items()}
+    assert_same(got, rule.gradients(x, y))
+    rule.sgd_step(x, y, 0.1)
+    other.sgd_step(x, y, 0.1)
+    for p, q in zip(net.parameters(), twin.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+        assert q.grad is None
+
+
+def test_a_rule_of_ones_own_works_on_any_network_by_its_matrix() -> None:
+    class Half(FA, label="half"):
+        def matrix(self, layer: str) -> Tensor:
+            return (super().matrix(layer) + self.weight(layer)) / 2
+
+    class Signed(FA, label="signed"):
+        def send(self, layer: str, delta: Tensor, top: Tensor) -> Tensor:
+            return self.pull(self.matrix(layer), delta.sign())
+
+    torch.manual_seed(0)
+    net = Residual().to(D)
+    x, y = torch.randn(4, 2, 8, 8, dtype=D), torch.randint(3, (4,))
+    rule = Half(net, generator=gen())
+    oracle = with_feedback(net, {n: rule.matrix(n) for n in rule.receivers})
+    rule.backward(x, y)
+    F.cross_entropy(oracle(x), y).backward()
+    assert_same(grads(net), grads(oracle))
+    with pytest.raises(UnsupportedModule, match=r"Signed\.send changes .*forward of its own"):
+        Signed(net, generator=gen())
+    stack, shape = random_stack(3)
+    rule = Signed(stack, generator=gen())
+    with pytest.raises(UnsupportedModule, match=r"takes rule\.backward\(x, target\) on a stack"):
+        rule(torch.randn(6, *shape, dtype=D))
+
+    class Louder(fabook.BP, label="louder"):
+        def send(self, layer: str, delta: Tensor, top: Tensor) -> Tensor:
+            return super().send(layer, 2 * delta, top)
+
+    with pytest.raises(UnsupportedModule, match=r"Louder\.send pulls"):
+        Louder(Body().to(D)).backward(x, y)
+
+
+def test_backpropagation_takes_networks_in_which_nothing_could_be_placed() -> None:
+    for name in set(REFUSED) - {"reentrant checkpoint"}:  # which autograd itself gives nothing
+        net = REFUSED[name][0]()
+        x = torch.randn(5, 3)
+        fabook.BP(net)(x).square().sum().backward()
+        ours = named(net)
+        net.zero_grad()
+        net(x).square().sum().backward()
+        assert_same(ours, named(net))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_rule_of_the_weights_refuses_by_name(name: str) -> None:
+    make, message = REFUSED[name]
+    for label in ("FA", "uSF", "frSF", "brSF", "KP"):
+        with pytest.raises(UnsupportedModule, match=message):
+            RULES[label](make(), generator=gen())(torch.randn(5, 3))
+
+
+def residual_and_batch() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return Residual().to(D), torch.randn(6, 2, 8, 8, dtype=D), torch.randint(3, (6,))
+
+
+class Body(nn.Module):
+    """Residual blocks in a chain: the default blocks of a direct rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1)
+        self.blocks = nn.Sequential(Inner(3), Inner(3))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.blocks(torch.relu(self.stem(x)))).mean((2, 3)))
+
+
+class Inner(nn.Module):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(n, n, 3, padding=1), nn.Conv2d(n, n, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(torch.tanh(self.a(x)))
+
+
+@pytest.mark.parametrize("label", ["DFA", "DRTP", "Shallow"])
+def test_direct_rules_cut_between_blocks(label: str) -> None:
+    """What stands between two blocks belongs to the lower one, as on a stack."""
+    torch.manual_seed(0)
+    net = Body().to(D)
+    x, y = torch.randn(5, 2, 6, 6, dtype=D), torch.randint(4, (5,))
+    rule = RULES[label](net, generator=gen(), example=x)
+    assert rule.receivers == ["stem", "blocks.0", "blocks.1"]
+    rule.backward(x, y)
+    ours = named(net)
+    net.zero_grad()
+    h1 = torch.relu(net.stem(x))
+    h2 = net.blocks[0](h1.detach())
+    h3 = torch.tanh(net.blocks[1](h2.detach())).mean((2, 3))
+    out = net.head(h3.detach())
+    F.cross_entropy(out, y).backward()
+    hot = F.one_hot(y, 4).to(D)
+    sent = ((out.detach().softmax(-1) if label == "DFA" else 0) * 1.0 - hot) / 5
+    sent = -sent if label == "DRTP" else sent
+    if label != "Shallow":
+        for h, f in zip((h1, h2, h3), rule.feedback.values(), strict=True):
+            assert f.shape == (h[0].numel(), 4)
+            h.backward((sent @ f.t()).reshape(h.shape))
+    assert_same(ours, named(net))
+
+
+def test_direct_rules_take_blocks_that_are_named() -> None:
+    net, x, y = residual_and_batch()
+    rule = fabook.DFA(net, blocks=["stem"], example=x, generator=gen())
+    assert {n: tuple(f.shape) for n, f in rule.feedback.items()} == {"stem": (4 * 64, 3)}
+    F.cross_entropy(rule(x), y).backward()
+    ours = named(net)
+    rule.backward(x, y)
+    assert_same(ours, named(net))
+    stack, shape = random_stack(0)
+    with pytest.raises(ValueError, match="pass example=x"):
+        fabook.DFA(net, blocks=["stem"], generator=gen())
+    with pytest.raises(ValueError, match=r"no block 'layer9'; there are 'stem', 'conv'"):
+        fabook.DFA(net, blocks=["layer9"], example=x, generator=gen())
+    with pytest.raises(ValueError, match=r"list of different names; got 'stem'"):
+        fabook.DFA(net, blocks="stem", example=x, generator=gen())
+    with pytest.raises(ValueError, match="FA goes down through every weight and takes no blocks"):
+        fabook.FA(net, blocks=["stem"], generator=gen())
+    rule = fabook.DFA(stack, blocks=["0"], example=torch.randn(2, *shape, dtype=D), generator=gen())
+    assert not rule.is_stack
+
+
+def test_a_sequence_is_sent_to_position_by_position() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential()
+    net.emb, net.block, net.head = nn.Embedding(7, 8), Block(), nn.Linear(8, 7)
+    net = Wrapped(net).to(D)
+    x = torch.randint(7, (3, 5))
+    rule = fabook.DFA(net, example=x, generator=gen())
+    assert {n: tuple(f.shape) for n, f in rule.feedback.items()} == {
+        "net.emb": (8, 7),
+        "net.block": (8, 7),
+    }
+    rule.backward(x, x)
+    longer = torch.randint(7, (2, 9))
+    rule.backward(longer, longer)
+    h = net.net.emb(longer).detach()
+    out = net.net.head(net.net.block(h)).detach()
+    e = (out.softmax(-1) - F.one_hot(longer, 7)) / 18
+    sent = e @ rule.feedback["net.emb"].t()
+    want = torch.zeros_like(net.net.emb.weight).index_add_(0, longer.flatten(), sent.flatten(0, 1))
+    torch.testing.assert_close(net.net.emb.weight.grad, want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_signal_of_another_size_is_refused() -> None:
+    net, x, y = residual_and_batch()
+    rule = fabook.DFA(net, blocks=["stem"], example=x, generator=gen())
+    with pytest.raises(ValueError, match=r"block 'stem' gives \(6, 4, 4, 4\).*another shape"):
+        rule.backward(x[..., :4, :4], y)
+
+
+def test_a_block_that_takes_two_signals_is_refused() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.both = nn.Linear(3, 4), nn.Linear(3, 4), nn.Bilinear(4, 4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.both(self.a(x), self.b(x))
+
+    net, x = Two(), torch.randn(5, 3)
+    rule = fabook.DFA(net, example=x, generator=gen())
+    with pytest.raises(UnsupportedModule, match=r"block 'both' must run once, take one tensor"):
+        rule.backward(x, torch.zeros(5, dtype=torch.long))
+
+
+@pytest.mark.parametrize("label", RULES)
+def test_state_copies_and_random_numbers_are_as_on_a_stack(label: str) -> None:
+    net, x, y = residual_and_batch()
+    net = Body().to(D)
+    y = y.clamp(max=2)
+    rule = RULES[label](net, generator=gen(5), example=x)
+    again = RULES[label](copy.deepcopy(net), generator=gen(5), example=x)
+    other = RULES[label](copy.deepcopy(net), generator=gen(6), example=x)
+    rule.backward(x, y)
+    again.backward(x, y)
+    assert_same(named(rule.net), named(again.net))  # a seed means one feedback
+    clones = [copy.deepcopy(rule), pickle.loads(pickle.dumps(rule))]
+    other.load_state_dict(rule.state_dict())
+    rule.backward(x, y)
+    want = named(rule.net)
+    for clone in [*clones, other]:
+        clone.backward(x, y)
+        assert_same(named(clone.net), want)
+        assert clone.net is not rule.net
+    before = {k: v.clone() for k, v in rule.state_dict().items() if isinstance(v, Tensor)}
+    random_state = torch.get_rng_state()
+    rule.gradients(x, y)
+    for key, value in before.items():  # measuring changes nothing
+        assert torch.equal(rule.state_dict()[key], value), key
+    assert torch.equal(torch.get_rng_state(), random_state)
+    rule.float()
+    rule.backward(x.float(), y)
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in rule.parameters())
+
+
+def test_feedback_that_learns_takes_the_gradient_of_its_weight() -> None:
+    net, x, y = residual_and_batch()
+    net.conv.weight.requires_grad_(False)
+    rule = fabook.KolenPollack(net, generator=gen())
+    oracle = with_feedback(net, {n: b.clone() for n, b in rule.feedback.items()})
+    for _ in range(2):
+        rule.zero_grad()
+        F.cross_entropy(rule(x), y).backward()
+        oracle.zero_grad()
+        F.cross_entropy(oracle(x), y).backward()
+        assert_same(grads(net), grads(oracle))
+        for name, p in rule.named_parameters(recurse=False):
+            weight = net.get_parameter(name.removeprefix("feedback_").replace("/", "."))
+            same = p.grad is weight.grad is None or torch.equal(p.grad, weight.grad)
+            assert same, name
+    gap = (net.head.weight - rule.feedback["head.weight"]).norm()
+    optimizer = torch.optim.SGD(rule.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(5):
+        rule.backward(x, y)
+        optimizer.step()
+    now = (net.head.weight - rule.feedback["head.weight"]).norm()
+    torch.testing.assert_close(now, gap * 0.95**5, rtol=1e-12, atol=1e-12)
+    only_net = torch.optim.SGD(net.parameters(), lr=0.1)
+    rule.backward(x, y)
+    only_net.step()
+    with pytest.raises(RuntimeError, match=r"give the optimizer rule\.parameters\(\)"):
+        rule(x)
+
+
+def test_kolen_pollack_learns_with_recurrent_weights_too() -> None:
+    class Net(nn.Module):
+        def __init__(self, free: bool) -> None:
+            super().__init__()
+            self.first, self.rnn, self.free = nn.Linear(3, 4), nn.LSTM(4, 4), free
+            self.out = nn.Linear(4, 2)
+            self.kept = [self.out.weight]  # not where it is looked for
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.rnn(self.first(x))[0]
+            return F.linear(h, self.kept[0]) if self.free else self.out(h)
+
+    rule = fabook.KolenPollack(Net(False), generator=gen())
+    for _ in range(2):
+        rule.zero_grad()
+        rule(torch.randn(5, 2, 3)).square().sum().backward()
+        for name, b in rule.named_parameters(recurse=False):
+            weight = rule.net.get_parameter(name.removeprefix("feedback_").replace("/", "."))
+            assert torch.equal(b.grad, weight.grad)
+    with pytest.raises(UnsupportedModule, match=r"'out\.weight' .*feedback cannot learn with it"):
+        fabook.KolenPollack(Net(True), generator=gen())(torch.randn(5, 2, 3))
+
+
+def test_labels_may_stand_on_axis_one_as_in_segmentation() -> None:
+    torch.manual_seed(0)
+    net = Wrapped(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, 1)))
+    x, y = torch.randn(2, 1, 5, 5), torch.randint(4, (2, 5, 5))
+    rule = fabook.FA(net, generator=gen())
+    value = rule.backward(x, y)
+    ours = named(net)
+    rule.zero_grad()
+    loss = F.cross_entropy(rule(x), y)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), value)
+    for name, got in named(net).items():
+        torch.testing.assert_close(got, ours[name])
+
+
+# --- in other people's loops ---------------------------------------------------------------------
+
+
+def test_a_scaled_loss_under_autocast_gives_the_same_step() -> None:
+    torch.manual_seed(0)
+    for build in (lambda: Wrapped(random_stack(1)[0]), lambda: random_stack(1)[0]):
+        net = build().float()
+        shape = random_stack(1)[1]
+        rule = fabook.FA(net, generator=gen(), example=torch.randn(6, *shape))
+        x, y = torch.randn(6, *shape), torch.randint(4, (6,))
+        optimizer = torch.optim.SGD(rule.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        start = copy.deepcopy(net.state_dict())
+        ends = []
+        for scaled in (True, False):
+            net.load_state_dict(start)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                output = rule(x)
+                loss = F.cross_entropy(output.float(), y)
+            assert output.dtype == torch.bfloat16
+            if scaled:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                loss.backward()
+                optimizer.step()
+            ends.append([p.detach().clone() for p in net.parameters()])
+        for a, b in zip(*ends):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        with torch.autocast("cpu", torch.bfloat16):
+            rule.backward(x, y)
+        assert all(p.grad is not None for p in net.parameters())
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    for label in ("FA", "brSF", "KP", "DFA"):
+        torch.manual_seed(0)
+        net = Body().to(D)
+        x, y = torch.randn(8, 2, 6, 6, dtype=D), torch.randint(4, (8,))
+        rule = RULES[label](net, generator=gen(2), example=x)
+        parallel = nn.parallel.DistributedDataParallel(rule)
+        optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+        half = slice(4 * rank, 4 * rank + 4)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(parallel(x[half]), y[half]).backward()
+            optimizer.step()
+        if rank == 0:
+            torch.save(rule.state_dict(), f"{folder}/{label}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    for label in ("FA", "brSF", "KP", "DFA"):
+        torch.manual_seed(0)
+        net = Body().to(D)
+        x, y = torch.randn(8, 2, 6, 6, dtype=D), torch.randint(4, (8,))
+        rule = RULES[label](net, generator=gen(2), example=x)
+        optimizer = torch.optim.SGD(rule.parameters(), lr=0.1)
+        for _ in range(3):
+            rule.backward(x, y)
+            optimizer.step()
+        found = torch.load(tmp_path / f"{label}.pt", weights_only=False)
+        for key, value in rule.state_dict().items():
+            if isinstance(value, Tensor):
+                torch.testing.assert_close(value, found[key], rtol=1e-12, atol=1e-12, msg=key)
