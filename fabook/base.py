@@ -269,6 +269,35 @@ class Rule(nn.Module):
         return list(_matrices(self.net)) if self._places is None else list(self._places)
 
     @property
+    def carriers(self) -> list[str]:
+        """Weights through which the rule was seen to send an error, where there is no stack.
+
+        Raises:
+            ValueError: nothing was seen yet, or the rule sends past the weights.
+        """
+        graph = self.graph
+        if not isinstance(graph, Transported):
+            raise ValueError(
+                f"{type(self).__name__} sends to blocks, past the weights between them: no product "
+                "of its matrices stands for a weight"
+            )
+        if not graph.seen:
+            raise ValueError("which weights hand the error down is seen in an update: make one")
+        return [name for name in self.receivers if name in graph.carriers]
+
+    def hidden(self, x: Any) -> list[str]:
+        """What learns from a signal of the rule: a stack's hidden layers, else names of weights.
+
+        The weight that acts last is left out, and what is above the last cut of a direct rule.
+        """
+        if self._stack is not None:
+            return self._stack.layers[:-1]
+        with measuring(self.net), torch.enable_grad():
+            inputs = x if isinstance(x, tuple) else (x,)
+            output = self._attached(inputs, {}, lambda error: error)
+        return self.graph.below(output, _matrices(self.net))
+
+    @property
     def feedback(self) -> dict[str, Tensor]:
         """Feedback matrices in use, by name of the receiver, bottom to top."""
         return {name: self.matrix(name) for name in self.receivers}

@@ -168,6 +168,15 @@ class _Bound:
             )
 
 
+def _weights_in(root: Any, names: Mapping[int, str]) -> Iterator[str]:
+    """Names of the parameters that a graph uses, what acts last at the end."""
+    for node in _ordered([] if root is None else [root]):
+        for below, _ in node.next_functions if node.name() not in _VIEWS else ():
+            source, _ = _source(below)
+            if (name := names.get(id(getattr(source, "variable", None)))) is not None:
+                yield name
+
+
 class _Twin(torch.autograd.Function):
     """A weight; its gradient goes to the weight and to the feedback that learns with it."""
 
@@ -227,6 +236,16 @@ class Transported(_Bound):
         if roots and self.weights:
             self._place(roots, leaves)
         return output
+
+    @property
+    def seen(self) -> bool:
+        """Whether a graph of the network has been read."""
+        return bool(self._plans)
+
+    def below(self, output: Tensor, weights: Mapping[str, Tensor]) -> list[str]:
+        """Names of the weights in the output's graph but for the one that acts last."""
+        used = list(_weights_in(output.grad_fn, {id(w): name for name, w in weights.items()}))
+        return [name for name in weights if name in used[:-1] and name != used[-1]]
 
     def _call(self) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
         """The network, with twins of the weights whose feedback learns."""
@@ -415,7 +434,7 @@ class _Proof:
                 why = "as a rearranged copy, for which no feedback can be laid out: use a view"
                 raise self.owner.refusal(name, node, why)
             others = [n for i, (n, _) in enumerate(node.next_functions) if i != place]
-            if any(self.learns[n] for n in others if n is not None):
+            if any(self.learns[n] and self.data[n] for n in others if n is not None):
                 self.carriers.add(name)
             found.append((index, key, name))
         return found
@@ -569,6 +588,13 @@ class Cuts(_Bound):
 
         result: Tensor = _Send.apply(signals, output, *below.values())
         return result
+
+    def below(self, output: Tensor, weights: Mapping[str, Tensor]) -> list[str]:
+        """Names of the weights below a cut."""
+        sent = output.grad_fn.next_functions[1:] if output.grad_fn is not None else ()
+        names = {id(w): name for name, w in weights.items()}
+        used = {name for node, _ in sent for name in _weights_in(node, names)}
+        return [name for name in weights if name in used]
 
     def _prove(self, output: Tensor, below: Mapping[str, Tensor]) -> None:
         """No way leads around a cut: parts may share parameters, but nothing computed from data."""

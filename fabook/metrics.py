@@ -88,6 +88,10 @@ def gradient_alignment(
     ``total`` concatenates the hidden layers; the read-out, whose update is the gradient, would
     only raise it and is left out: ``network_alignment`` has it.
 
+    On a network that is no stack, layers are parameters of two axes or more that learn, by their
+    names, and what is left out is the weight that acts last; for a rule that cuts the network, all
+    weights above the last cut.
+
     Args:
         rule: bound to the network.
         x, target, loss, reduction: as in :meth:`fabook.rules.Rule.backward`.
@@ -103,7 +107,7 @@ def gradient_alignment(
         ['0']
     """
     ours, true = _weight_gradients(rule, x, target, loss, reduction)
-    hidden = rule.layers[:-1]
+    hidden = [name for name in rule.hidden(x) if name in ours]
     layers = {name: float(cosine(ours[name], true[name])) for name in hidden}
     total = cosine_of_all([(ours[name], true[name]) for name in hidden])
     zero = {n: int(not (ours[n].any() and true[n].any())) for n in hidden}
@@ -127,16 +131,20 @@ def network_alignment(
         rule, x, target, loss, reduction: as in :func:`gradient_alignment`.
     """
     ours, true = _weight_gradients(rule, x, target, loss, reduction)
-    return cosine_of_all([(ours[name], true[name]) for name in rule.layers])
+    return cosine_of_all([(ours[name], true[name]) for name in ours])
 
 
 @torch.no_grad()
 def _weight_gradients(
     rule: Rule, x: Tensor, target: Tensor, loss: Loss, reduction: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The rule's and the true gradient of each weight matrix, frozen ones included."""
+    """The rule's and the true gradient of each weight matrix; a stack's frozen ones included."""
     found = []
     for each in (rule, BP(rule.net)):
+        if not rule.is_stack:
+            grads = each.gradients(x, target, loss=loss, reduction=reduction)
+            found.append({name: g for name, g in grads.items() if g.ndim > 1})
+            continue
         signals = each.trace(x, target, loss=loss, reduction=reduction)
         found.append({s.name: s.gradient("weight") for s in signals if s.is_weight_layer})
     return found[0], found[1]
@@ -178,6 +186,7 @@ def gradient_alignment_per_sample(
 
     Raises:
         ValueError: unknown ``at``.
+        UnsupportedModule: the network is no stack, so that it has no signals by layer.
     """
     choose("at", at, ("preactivation", "activation"))
     ours = _hidden_signals(rule, x, target, loss, at)
@@ -220,8 +229,12 @@ def weight_alignment(rule: Rule) -> Alignment:
         Alignment by the name of the layer that owns W. A rule that owns no feedback matrices (BP,
         Shallow) has NaN in every layer and in ``total``, each layer counted as excluded.
 
+    On a network that is no stack, the weights are those through which the rule has been seen to
+    send an error to something that learns.
+
     Raises:
-        ValueError: for direct rules across convolutions, where no product has the weight's shape.
+        ValueError: for direct rules across convolutions, where no product has the weight's shape,
+            and across blocks, where there is none; for a network that is no stack and has not run.
 
     Example:
         >>> from fabook import mlp, DFA
@@ -230,7 +243,8 @@ def weight_alignment(rule: Rule) -> Alignment:
         ['2', '4']
     """
     if not rule.feedback:
-        owners, none = rule.layers[1:], float("nan")
+        matrices = [name for name, p in rule.net.named_parameters() if p.ndim > 1]
+        owners, none = rule.layers[1:] if rule.is_stack else matrices, float("nan")
         return Alignment(dict.fromkeys(owners, none), none, dict.fromkeys(owners, 1))
     pairs = _matrix_pairs(rule)
     return Alignment(
@@ -241,6 +255,9 @@ def weight_alignment(rule: Rule) -> Alignment:
 
 
 def _matrix_pairs(rule: Rule) -> dict[str, tuple[Tensor, Tensor]]:
+    if not rule.is_stack:
+        carriers = rule.carriers
+        return {n: (rule.net.get_parameter(n).detach(), rule.matrix(n)) for n in carriers}
     owners = rule.layers[1:]
     weights = [rule.net.get_parameter(f"{name}.weight").detach() for name in owners]
     feedback = list(rule.feedback.values())

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import fabook
+from fabook import metrics
 from fabook.metrics import (
     Alignment,
     cosine,
@@ -20,7 +23,7 @@ from fabook.metrics import (
     weight_alignment,
 )
 from fabook.networks import convnet, mlp
-from fabook.rules import BP, BRSF, DFA, DRTP, FA, RULES, KolenPollack, Shallow
+from fabook.rules import BP, BRSF, DFA, DRTP, FA, RULES, KolenPollack, Shallow, UnsupportedModule
 from fabook.stack import measuring
 from fabook.streams import stream
 from fabook.theory.chu2023 import first_order
@@ -432,3 +435,90 @@ def test_measured_and_unmeasured_runs_are_bit_identical():
 
 def test_alignment_is_plain_data():
     assert Alignment({"0": 0.5}, 0.5) == Alignment({"0": 0.5}, 0.5, {})
+
+
+# --- networks that are no stacks -----------------------------------------------------------------
+
+
+class Skip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return self.c(h + self.norm(torch.relu(self.b(h))))
+
+
+def skip():
+    torch.manual_seed(0)
+    g = stream(0, "skip")
+    x, y = torch.randn(9, 5, generator=g), torch.randint(3, (9,), generator=g)
+    return Skip().double(), x.double(), y
+
+
+@pytest.mark.parametrize("name", fabook.RULES)
+def test_gradients_of_any_network_are_compared_by_parameter(name):
+    net, x, y = skip()
+    options = {"blocks": ["a"], "example": x} if name in ("DFA", "DRTP", "Shallow") else {}
+    rule = fabook.RULES[name](net, generator=stream(0, "f"), **options)
+    before = {k: v.clone() for k, v in rule.state_dict().items() if isinstance(v, torch.Tensor)}
+    found = metrics.gradient_alignment(rule, x, y)
+    assert list(found.layers) == (["a.weight"] if options else ["a.weight", "b.weight"])
+    for key, value in before.items():
+        assert torch.equal(rule.state_dict()[key], value)
+    ours, true = rule.gradients(x, y), fabook.BP(net).gradients(x, y)
+    for layer, value in found.layers.items():
+        want = float(metrics.cosine(ours[layer], true[layer]))
+        assert value == want or (name == "Shallow" and np.isnan(value))
+    if name == "BP":
+        assert found.total == pytest.approx(1)
+    if name == "Shallow":
+        assert found.excluded == {"a.weight": 1}
+    whole = metrics.network_alignment(rule, x, y)
+    assert 0 < whole <= 1 if name != "BP" else whole == pytest.approx(1)
+
+
+def test_weights_of_any_network_are_compared_where_they_hand_the_error_down():
+    net, x, y = skip()
+    rule = fabook.FA(net, generator=stream(0, "f"))
+    with pytest.raises(ValueError, match="seen in an update"):
+        metrics.weight_alignment(rule)
+    rule.backward(x, y)
+    found = metrics.weight_alignment(rule)
+    want = {
+        n: float(metrics.cosine(net.get_parameter(n), rule.feedback[n]))
+        for n in ("b.weight", "c.weight")
+    }
+    assert found.layers == want
+    net.a.requires_grad_(False)
+    frozen = fabook.FA(net, generator=stream(0, "f"))
+    frozen.backward(x, y)
+    assert list(metrics.weight_alignment(frozen).layers) == ["c.weight"]
+    assert np.isnan(metrics.weight_alignment(fabook.BP(net)).total)
+
+
+def test_what_is_not_defined_on_any_network_is_refused():
+    net, x, y = skip()
+    direct = fabook.DFA(net, blocks=["a"], example=x, generator=stream(0, "f"))
+    with pytest.raises(ValueError, match="DFA sends to blocks, past the weights"):
+        metrics.weight_alignment(direct)
+    with pytest.raises(UnsupportedModule, match="needs a stack of layers"):
+        metrics.gradient_alignment_per_sample(direct, x, y)
+
+
+@pytest.mark.parametrize("name", fabook.RULES)
+@pytest.mark.parametrize("by", ["lr", "optimizer"])
+def test_any_network_trains(name, by):
+    net, x, y = skip()
+    options = {"blocks": ["a"], "example": x} if name in ("DFA", "DRTP", "Shallow") else {}
+    rule = fabook.RULES[name](net, generator=stream(0, "f"), **options)
+    adam = torch.optim.Adam(rule.parameters(), lr=0.02)
+    step = {"lr": 0.1} if by == "lr" else {"optimizer": adam}
+    seen = fabook.train(
+        rule, x, y, steps=60, batch_size=3, generator=stream(0, "order"), **step,
+        probe={"alignment": lambda: metrics.gradient_alignment(rule, x, y)}, probe_at=[0, 60],
+    )  # fmt: skip
+    assert seen.loss[-8:].mean() < seen.loss[:8].mean()
+    assert fabook.accuracy(net, x, y) > 0.6
