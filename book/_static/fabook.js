@@ -8,7 +8,7 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const bar of document.querySelectorAll("details.hide > summary[aria-label]")) {
     bar.removeAttribute("aria-label"); // its visible text is its name
   }
-  const pictures = "article .cell_output img, article figure > img, article figure > a > img";
+  const pictures = "article .cell_output img, article figure img";
   for (const picture of document.querySelectorAll(pictures)) {
     if (picture.closest("a, .sd-card, svg")) continue;
     const button = document.createElement("button");
@@ -69,3 +69,57 @@ function enlarge(picture) {
   dialog.addEventListener("close", () => dialog.remove());
   dialog.showModal();
 }
+
+// A formula wider than its place is drawn smaller instead of scrolling.
+function fit(within) {
+  for (const formula of within.querySelectorAll("mjx-container[display]")) {
+    formula.style.fontSize = "";
+    const room = formula.clientWidth;
+    if (room && formula.scrollWidth > room + 1) {
+      const size = parseFloat(getComputedStyle(formula).fontSize);
+      formula.style.fontSize = `${Math.floor((100 * size * room) / formula.scrollWidth) / 100 - 0.1}px`;
+    }
+  }
+}
+window.addEventListener("load", () => {
+  window.MathJax?.startup?.promise?.then(() => {
+    fit(document);
+    let width = innerWidth;
+    window.addEventListener("resize", () => {
+      if (innerWidth !== width) fit(document);
+      width = innerWidth;
+    });
+    document.addEventListener("toggle", (event) => fit(event.target), true);
+    document.addEventListener("click", () => setTimeout(() => fit(document), 50));
+  });
+});
+
+// On paper every fold is open, and the solutions of exercises stand at the end.
+const undo = [];
+window.addEventListener("beforeprint", () => {
+  for (const fold of document.querySelectorAll("article details:not([open])")) {
+    fold.open = true;
+    undo.push(() => (fold.open = false));
+  }
+  const solutions = document.querySelectorAll("article .solution");
+  if (!solutions.length) return;
+  const appendix = document.createElement("section");
+  appendix.className = "solutions";
+  appendix.innerHTML = "<h2>Solutions</h2>";
+  document.querySelector("article").append(appendix);
+  for (const solution of solutions) {
+    const place = document.createComment("solution");
+    const folded = solution.classList.contains("toggle-hidden");
+    solution.replaceWith(place);
+    solution.classList.remove("toggle-hidden");
+    appendix.append(solution);
+    undo.push(() => {
+      solution.classList.toggle("toggle-hidden", folded);
+      place.replaceWith(solution);
+    });
+  }
+  undo.push(() => appendix.remove());
+});
+window.addEventListener("afterprint", () => {
+  for (const step of undo.splice(0)) step();
+});

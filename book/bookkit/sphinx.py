@@ -12,8 +12,10 @@ The executed notebooks are copied into the book's folder before Sphinx looks for
 
 from __future__ import annotations
 
+import base64
 import functools
 import importlib.util
+import io
 import json
 import os
 import re
@@ -159,6 +161,59 @@ class Book:
         found = re.search(r"^:::\{lead\}\n(.*?)\n:::$", self.prose(name), re.DOTALL | re.MULTILINE)
         return re.sub(r"\s*\{cite:\w\}`[^`]*`", "", found[1]).strip() if found else ""
 
+    def picture(self, name: str) -> bytes:
+        """A notebook's hero figure at the paper's scale, or its first one, as a small PNG."""
+        from PIL import Image
+
+        found: dict[str, str] = {}
+        for cell in self.notebook(name)["cells"]:
+            for output in cell.get("outputs", []):
+                stored = output.get("metadata", {}).get("scrapbook", {})
+                data = output.get("data", {})
+                image = data.get(f"{stored.get('mime_prefix', '')}image/png")
+                if image:
+                    found.setdefault(stored.get("name", "first"), "".join(image))
+        names = ("hero:paper", f"hero:{self.preset}", "first", *found)
+        content = next((found[key] for key in names if key in found), None)
+        if content is None:
+            raise BookError(f"{self.path(name)} has no figure: run: fabook run {name} --force")
+        picture = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGBA")
+        ground = Image.new("RGBA", picture.size, "white")
+        ground.alpha_composite(picture)
+        small = ground.convert("RGB").resize((480, round(480 * picture.height / picture.width)))
+        target = io.BytesIO()
+        small.quantize(64, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
+        return target.getvalue()
+
+    def chapter(self, paper: str) -> str:
+        """The page of a paper: its chapter, or its first notebook."""
+        if (self.root / "book" / "chapters" / f"{paper}.md").is_file():
+            return f"/chapters/{paper}.md"
+        return f"/notebooks/{self.pages(paper)[0]}.ipynb"
+
+    def cards(self, what: str) -> list[dict[str, str]]:
+        """What the cards of some notebooks show."""
+        return [
+            {
+                "title": self.title(name),
+                "page": f"/notebooks/{name}",
+                "picture": f"/notebooks/{name}.png",
+                "sentence": self.lead(name),
+                "about": name,
+            }
+            for name in self.pages(what)
+        ]
+
+    def chapters(self) -> list[dict[str, str]]:
+        """What the cards of the papers show."""
+        return [
+            self.cards(paper)[0]
+            | {"title": facts["name"], "sentence": facts["sentence"], "about": paper}
+            | {"page": self.chapter(paper).rsplit(".", 1)[0]}
+            for paper, facts in self.papers.items()
+            if self.chapter(paper).startswith("/chapters/")
+        ]
+
     def about(self, docname: str) -> str:
         """The notebook or paper that a page is about, or "" for all."""
         what = docname.removeprefix("notebooks/")
@@ -270,7 +325,7 @@ def render(name: str, **values: Any) -> str:
         "marks": marks,
         "flat": lambda text: " ".join(str(text).split()),
     }
-    return environment.get_template(f"{name}.md").render(**values)
+    return environment.get_template(name if "." in name else f"{name}.md").render(**values)
 
 
 # --- directives ----------------------------------------------------------------------------------
@@ -379,6 +434,7 @@ def _open(app: Sphinx, config: Any) -> None:
     book = Book(root, out, os.environ.get("FABOOK_PRESET", config.bookkit_preset))
     vars(app)["bookkit"] = book
     files = {f"{name}.ipynb": book.path(name).read_bytes() for name in book.names}
+    files |= {f"{name}.png": book.picture(name) for name in book.names}
     _place(root / "book" / "notebooks", files)
 
 
@@ -391,6 +447,24 @@ def _tidy(app: Sphinx, docname: str, source: list[str]) -> None:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-cell")
     source[0] = json.dumps(notebook)
+
+
+def _lighten(app: Sphinx, error: Exception | None) -> None:
+    """Figures with 256 colours look the same and weigh a third."""
+    from PIL import Image
+
+    for path in sorted((Path(app.outdir) / "_images").glob("*.png")):
+        with Image.open(path) as opened:
+            picture = opened.copy()
+        if error or picture.mode not in ("RGB", "RGBA"):
+            continue
+        if picture.mode == "RGBA" and min(picture.getchannel("A").tobytes()) == 255:
+            picture = picture.convert("RGB")
+        method = Image.Quantize.FASTOCTREE if picture.mode == "RGBA" else Image.Quantize.MEDIANCUT
+        light = io.BytesIO()
+        picture.quantize(256, method, dither=Image.Dither.NONE).save(light, "PNG", optimize=True)
+        if light.tell() < path.stat().st_size:
+            path.write_bytes(light.getvalue())
 
 
 def _close(app: Sphinx, error: Exception | None) -> None:
@@ -410,10 +484,24 @@ def _close(app: Sphinx, error: Exception | None) -> None:
             shutil.copy2(origin / name, target / name)
 
 
+def _redirect(app: Sphinx, error: Exception | None) -> None:
+    """Addresses that a page once had, or might have, lead to it."""
+    if error or app.builder.format != "html":
+        return
+    html = Path(app.outdir)
+    for old, new in app.config.bookkit_redirects.items():
+        for page in sorted(html.glob(f"{new}.html")):
+            source = html / f"{old.replace('*', page.stem)}.html"
+            source.parent.mkdir(parents=True, exist_ok=True)
+            target = Path(os.path.relpath(page, source.parent)).as_posix()
+            source.write_text(render("moved.html", target=target), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives, and what happens before and after Sphinx reads the pages."""
     app.add_config_value("bookkit_out", "_build", "env")
     app.add_config_value("bookkit_preset", "quick", "env")
+    app.add_config_value("bookkit_redirects", {}, "html")
     directives: Iterable[tuple[str, Any]] = [
         *((name, Made) for name in MADE),
         ("lead", Lead),
@@ -426,4 +514,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", _open)
     app.connect("source-read", _tidy)
     app.connect("build-finished", _close)
+    app.connect("build-finished", _lighten)
+    app.connect("build-finished", _redirect)
     return {"parallel_read_safe": True, "version": "1"}
