@@ -109,6 +109,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)
     window = webdriver.Chrome(options=options, service=service)
-    window.set_script_timeout(20)
+    window.set_script_timeout(120)
     yield window
     window.quit()

@@ -7,3 +7,7 @@ Search.htmlToText = (html, anchor) => {
   const part = anchor && article?.querySelector(anchor);
   return (part || article)?.textContent.replace(/\s+/g, " ") ?? "";
 };
+
+// Who searches for a word of the field meets its introduction first.
+Scorer.score = ([docname, , , , score]) =>
+  score + (docname.startsWith("notebooks/primer/") ? 30 : docname === "glossary" ? 10 : 0);
