@@ -35,7 +35,6 @@ UNCONVERTED = {
         "chu2023/alignment_threshold",
         "chu2023/fixed_points",
         "chu2023/performance",
-        "chu2023/random_walk",
         "primer/what_is_feedback_alignment",
         "refinetti2021/convolution",
         "refinetti2021/deep_linear",
@@ -82,8 +81,9 @@ ready.then(() => done({
 MEASURE = """
 const done = arguments[0];
 const shown = (element) => element.offsetParent !== null;
-const pictures = [...document.querySelectorAll("article :is(figure, .cell_output, .sd-card) :is(img, svg)")];
-const first = pictures.filter(shown)[0] ?? document.querySelector("article svg");
+const places = "article :is(figure, .cell_output, .sd-card) :is(img, svg)";
+const visible = (element) => element.getClientRects().length > 0;
+const first = [...document.querySelectorAll(places)].filter(visible)[0];
 const top = first ? first.getBoundingClientRect().top + scrollY : null;
 document.querySelectorAll("article details").forEach((fold) => (fold.open = true));
 setTimeout(() => {
