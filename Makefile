@@ -22,7 +22,7 @@ stage = @echo "==> $(1)"; start=$$(date +%s); \
 pytest = $(BIN)/pytest -q --junitxml=$(CHECKS)/$(1).xml
 
 .NOTPARALLEL:
-.PHONY: homework test-homework help install book test fresh lint types unit quick claims nbval site browser paper readme bench serve clean
+.PHONY: homework test-homework slides help install book test fresh lint types unit quick claims nbval site browser paper readme bench serve clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,7 +107,14 @@ $(HOMEWORK)/.installed: pyproject.toml constraints-homework.txt
 	@touch $@
 
 test-homework: $(STAMP) homework ## Grade every homework's known answers with otter, and the grader
-	$(call stage,homework answers,$(call pytest,homework) --otter tests/homework)
+	$(call stage,homework answers,$(call pytest,homework) --otter tests/homework tests/bookkit/test_grading.py)
+
+slides: $(STAMP) ## Make the slides of the first hour: _build/slides
+	@mkdir -p _build/slides
+	$(call stage,slides,$(BIN)/jupytext --quiet --to ipynb book/teach/slides.md \
+	-o _build/slides/slides.ipynb && $(BIN)/python -W ignore -m nbconvert --log-level WARN --execute --to slides \
+	$(if $(REVEAL),--SlidesExporter.reveal_url_prefix=$(REVEAL)) --TagRemovePreprocessor.enabled=True \
+	--TagRemovePreprocessor.remove_input_tags=remove-input _build/slides/slides.ipynb)
 
 readme: $(STAMP) ## Rewrite the README's scorecard from the committed results
 	@$(BIN)/python .ci/readme.py

@@ -225,6 +225,8 @@ def _run(plan: Plan, path: Path, made: Path, running: _Running) -> dict[str, Any
         why = f"stopped after {CELLS * plan.limit} s"
     finally:
         running.end(process)
+        assert process.stderr is not None
+        process.stderr.close()
     if running.stopped:
         raise KeyboardInterrupt
     try:
