@@ -245,7 +245,7 @@ def test_chips_and_cards_tell_where_a_page_stands(book: sphinx.Book) -> None:
         assert shown in chips
     cards = made(book, "cards", "toy")
     assert "One" in cards
-    assert "/notebooks/toy/one.ipynb" in cards
+    assert ":link: /notebooks/toy/one\n:link-type: doc" in cards
 
 
 def test_what_did_not_hold_is_said_from_verdicts(book: sphinx.Book) -> None:
