@@ -33,7 +33,7 @@ class Module:
     """Python code: the names it imports and uses, and its tree without docstrings."""
 
     def __init__(self, source: str, package: tuple[str, ...] = ()) -> None:
-        tree = ast.parse(source)
+        tree: ast.Module = parameters.parse(source)
         self.imports: dict[str, str] = {}  # a name in the module -> what it stands for
         self.loads: set[str] = set()  # whole modules that are imported, whatever is used of them
         held = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}

@@ -13,11 +13,13 @@ import json
 import math
 import operator
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_PARSING = threading.Lock()
 _ONE_OF = re.compile(r"#\s*one of:\s*(.+)")
 _COMMENT = re.compile(r"\s*#\s*(.+)")
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
@@ -101,6 +103,16 @@ def _of(path: Path, _: int) -> dict[str, Parameter]:
     return found
 
 
+def parse(source: str, mode: str = "exec") -> Any:
+    """`ast.parse`, one at a time.
+
+    Up to Python 3.11 all threads share one count of a tree's depth, and a thread that is
+    interrupted while it builds one fails with a `SystemError`.
+    """
+    with _PARSING:
+        return ast.parse(source, mode=mode)
+
+
 def parameters(source: str, where: str = "parameters cell") -> dict[str, Parameter]:
     """The parameters that a cell assigns, from its source alone.
 
@@ -115,7 +127,7 @@ def parameters(source: str, where: str = "parameters cell") -> dict[str, Paramet
     """
     found: dict[str, Parameter] = {}
     try:
-        tree = ast.parse(source)
+        tree = parse(source)
     except SyntaxError as error:
         raise UsageError(f"{where}, line {error.lineno}: {error.msg}") from error
     lines = source.splitlines()
@@ -162,7 +174,7 @@ def _table(sources: Iterable[str]) -> dict[str, dict[str, Any]]:
     known: dict[str, Any] = {}
     for source in sources:
         with contextlib.suppress(SyntaxError):  # the run will say where
-            for node in ast.parse(python(source)).body:
+            for node in parse(python(source)).body:
                 for call in ast.walk(node):
                     if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".sizes"):
                         return _rows(call, known)
@@ -293,7 +305,7 @@ def _parse(text: Any, example: Any) -> Any:
         if text.strip().lower() in _WORDS:
             return _WORDS[text.strip().lower()]
         with contextlib.suppress(ValueError, SyntaxError):  # what stays text is refused later
-            value = evaluate(ast.parse(text.strip(), mode="eval").body, {})
+            value = evaluate(parse(text.strip(), mode="eval").body, {})
     if isinstance(example, float) and type(value) is int:
         value = float(value)
     if isinstance(example, list) and isinstance(value, tuple):

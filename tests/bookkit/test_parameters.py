@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +184,29 @@ def test_every_notebook_of_the_book_has_its_table_read() -> None:
         tables = [set(known.presets) for known in found.values() if known.presets]
         assert tables, path
         assert all(table == {"quick", "paper"} for table in tables), path
+
+
+def test_threads_parse_at_the_same_time() -> None:
+    """Python up to 3.11 fails here without a lock, where a collection interrupts the parser."""
+
+    class Interrupting:
+        def __del__(self) -> None:
+            sum(range(200))
+
+    def many(source: str) -> None:
+        for _ in range(20):
+            for _ in range(5):
+                one = Interrupting()
+                one.itself = one  # type: ignore[attr-defined]
+            parameters.parse(source)
+
+    source = Path(parameters.__file__).read_text(encoding="utf-8")
+    before = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(many, [source] * 6))
+    finally:
+        gc.set_threshold(*before[0])
+        sys.setswitchinterval(before[1])
