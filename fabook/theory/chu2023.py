@@ -157,6 +157,30 @@ def unstable_fraction(values: ArrayLike, *, tolerance: float = 1e-9) -> float:
     return float(np.mean(z.real < -tolerance * np.abs(z).max()))
 
 
+def growing_fraction(values: ArrayLike, step: float, updates: int) -> float:
+    r"""Share of directions in which an error grows by a factor of e within so many updates.
+
+    An eigenvalue counts if :math:`\ln|1 - s\lambda| > 1/` ``updates`` (derived). Without a
+    horizon, directions count as unstable that no run would ever see grow.
+
+    Args:
+        values: eigenvalues of M.
+        step: s in :math:`r \leftarrow (I - sM) r`; :math:`s = \eta/N` for :func:`settle`.
+        updates: the horizon, above zero.
+
+    Raises:
+        ValueError: for a horizon that is not positive.
+
+    Example:
+        >>> growing_fraction([-1.0, -1e-9, 2.0, 3.0], 0.1, 100_000)
+        0.25
+    """
+    if updates <= 0:
+        raise ValueError(f"updates must be positive; got {updates}")
+    growth = np.log(np.abs(1 - step * np.asarray(values)))
+    return float(np.mean(growth > 1 / updates))
+
+
 def growth_rate(values: ArrayLike, step: float) -> float:
     r"""Rate per update of the log of the loss, :math:`\max_k 2\ln|1 - s\lambda_k|` (derived).
 

@@ -180,3 +180,69 @@ def performance(data: Any) -> Any:
         fontsize=9.5,
     )
     return fig
+
+
+STABLE, UNSTABLE = "#0062D0", "#E07B00"
+
+
+def threshold(data: Any) -> Any:
+    """Spectra at two cosines, the share of growing directions by cosine, and by width."""
+    fig, axes = plots.figure(2, 2, height=2.7)
+    _spectra(axes[0], data["spectra"])
+    _dial(axes[1, 0], data["dial"], data["ends"])
+    _width(axes[1, 1], data["width"], int(data["dial"]["images"]))
+    _letters(axes)
+    return fig
+
+
+def _spectra(axes: Any, spectra: Any) -> None:
+    for ax, c in zip(axes, spectra.cosine.values):
+        one = spectra.sel(cosine=c)
+        largest, grows = float(one.largest), one.grows.values.astype(bool)
+        real, imag = one["real"].values / largest, one["imag"].values / largest
+        ax.axvspan(-1, 0, color=UNSTABLE, alpha=0.1, lw=0)
+        ax.plot(real[~grows], imag[~grows], "^", ms=4, mfc="none", mec=STABLE, mew=0.9, alpha=0.8)
+        ax.plot(real[grows], imag[grows], "o", ms=4, mfc="none", mec=UNSTABLE, mew=1.0)
+        ax.axvline(0, color="0.25", lw=1.1)
+        ax.set(xlim=(-0.2, 0.34), ylim=(-0.2, 0.2), xlabel="real part", title=f"cosine $c$ = {c:g}")
+        ax.text(
+            0.03,
+            0.94,
+            f"{100 * grows.mean():.1f} % grow",
+            transform=ax.transAxes,
+            color=UNSTABLE if grows.any() else STABLE,
+            va="top",
+            fontsize=10,
+        )
+    axes[0].set_ylabel("imaginary part")
+
+
+def _dial(ax: Any, dial: Any, ends: Any) -> None:
+    at = dial.cosine.values
+    plots.band(ax, at, dial.climbing.values, kind="95%", color="0.45", ls="--", label="climb")
+    plots.band(ax, at, dial.share.values, kind="95%", color=UNSTABLE, ls="-", label="grow")
+    ax.plot(ends.cosine, ends.share, "*", ms=9, color=STABLE, zorder=6, label="FA at rest")
+    ax.plot(ends.cosine, ends.same_cosine, "x", ms=6, color="black", zorder=6, label="same $c$, BP")
+    ax.set(
+        xlabel="weight alignment $c$ of the feedback",
+        ylabel="share of directions",
+        xlim=(-1.02, 1.02),
+        ylim=(-0.03, 0.95),
+        title="alignment",
+    )
+    plots.legend(ax, loc="upper right", fontsize=9, ncols=2, columnspacing=0.8)
+
+
+def _width(ax: Any, width: Any, images: int) -> None:
+    means = width["share"].mean("draw").values
+    at = width.width.values
+    fine = np.linspace(at[0] - 6, at[-1] + 4, 300)
+    estimate = np.maximum(0, 1 - (fine + 1) / images) / 2
+    plots.theory_line(ax, fine, estimate, label="counting, from below")
+    for k, row in enumerate(means):
+        shift = 1.6 * (k / max(1, len(means) - 1) - 0.5)
+        plots.points(
+            ax, at + shift, row, color=UNSTABLE, markersize=4, label="one seed" if k == 0 else None
+        )
+    ax.set(xlabel="hidden units $H$", ylim=(-0.01, 0.42), title="width, unrelated feedback")
+    plots.legend(ax, loc="upper right", fontsize=9)
