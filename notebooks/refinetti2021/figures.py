@@ -1,0 +1,131 @@
+"""Figures of the chapter, drawn from results alone: label -> Dataset in, figure out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fabook import plots
+from fabook.theory.refinetti2021 import online
+
+ALIGN, MEMORISE = "#E9B44C", "#4C9BE9"  # the two phases
+UNITS = ("#3B2F6B", "#2A8A8C", "#8FBF3F")  # hidden units: a palette that no rule has
+
+
+def letter(axes: Any) -> None:
+    """Write (a), (b), ... before the titles of the panels."""
+    for name, ax in zip("abcd", np.ravel(axes)):
+        title = ax.get_title()
+        ax.set_title("")
+        ax.set_title(f"({name}) {title}", loc="left", fontsize=11)
+
+
+def largest(data: Any) -> Any:
+    """The curves at the largest number of inputs, and that number."""
+    n_inputs = int(data["setting"]["n_inputs"].max())
+    return data[f"curves_{n_inputs}"], n_inputs
+
+
+def turn(curves: Any) -> float:
+    """When the mean error of three DFA runs, in theory, has lost a quarter."""
+    error = curves["error_ode"].sel(rule="DFA")[:3].mean("seed").values
+    return float(online.passage_time(curves["t"].values, error, 0.75 * error[0]))
+
+
+def online_dynamics(data: Any) -> Any:
+    """Error and alignment of both rules: theory as lines, three seeds as points."""
+    curves, n_inputs = largest(data)
+    end = float(data["setting"]["end_cosine"])
+    t, change = curves["t"].values, turn(curves)
+    fig, axes = plots.figure(2, 2, height=2.35, sharex=True, sharey="row")
+    inset = axes[1, 1].inset_axes([0.53, 0.2, 0.44, 0.44])
+    for column, rule in enumerate(curves["rule"].values):
+        error, cosine = axes[:, column]
+        draw_runs(error, curves, rule, "error")
+        draw_runs(cosine, curves, rule, "cosine")
+        error.set_title(f"{rule}: error")
+        cosine.set(title=f"{rule}: alignment", xlabel="time $t$ = steps / $N$")
+        cosine.axhline(0, color="0.6", lw=0.8)
+    draw_runs(inset, curves, "DFA", "cosine", every=3)
+    draw_phases(axes[:, 1], t, change)
+    for ax in (axes[1, 1], inset):
+        ax.axhline(end, color="0.25", lw=1.4, ls=":")
+    inset.set(xscale="log", xlim=(change, t[-1]), ylim=(0.8, 1.01), yticks=[0.8, 0.9, 1.0])
+    inset.set_title("the same, enlarged", fontsize=9)
+    inset.tick_params(labelsize=9)
+    inset.text(1.3 * change, end - 0.012, "predicted end", va="top", fontsize=9)
+    axes[0, 0].set(xscale="log", yscale="log", xlim=(t[0], t[-1]), ylabel="generalisation error")
+    axes[1, 0].set(ylabel="cosine of $v$ and $F$", ylim=(-1.08, 1.08))
+    axes[1, 0].text(
+        *(0.04, 0.3, "$F$ plays no part here"), transform=axes[1, 0].transAxes, fontstyle="italic"
+    )
+    axes[0, 0].text(0.04, 0.08, f"$N$ = {n_inputs}", transform=axes[0, 0].transAxes)
+    plots.legend(axes[0, 1], loc="lower left")
+    letter(axes)
+    return fig
+
+
+def draw_runs(ax: Any, curves: Any, rule: str, name: str, *, every: int = 6) -> None:
+    """Three seeds of one rule: a shade and a marker for each, theory as line."""
+    t, colour = curves["t"].values, plots.rule_style(rule)["color"]
+    for s, (marker, alpha) in enumerate(zip("o^s", (1.0, 0.7, 0.45))):
+        theory, found = (curves[f"{name}_{k}"].sel(rule=rule)[s].values for k in ("ode", "sgd"))
+        dots = slice(every * s // 3, None, every)
+        look = {"color": colour, "alpha": alpha}
+        names = ("theory", "simulation") if s == 0 else (None, None)
+        plots.theory_line(ax, t, theory, linewidth=1.6, label=names[0], **look)
+        plots.points(ax, t[dots], found[dots], marker=marker, label=names[1], **look)
+
+
+def draw_phases(axes: Any, t: Any, change: float) -> None:
+    """Shade the two phases, and name them."""
+    for ax in axes:
+        ax.axvspan(t[0], change, color=ALIGN, alpha=0.3, lw=0)
+        ax.axvspan(change, t[-1], color=MEMORISE, alpha=0.12, lw=0)
+    where = axes[0].get_xaxis_transform()
+    for low, high, word in ((t[0], change, "align"), (change, t[-1], "memorise")):
+        at = {"transform": where, "ha": "center", "fontstyle": "italic", "fontsize": 13}
+        axes[0].text(np.sqrt(low * high), 0.47, word, **at)
+
+
+def rank_one(data: Any) -> Any:
+    """Overlaps and read-outs over feedback weights: three units, one curve."""
+    early = data["early"]
+    F, t, seeds = early["F"].values, early["t"].values, int(early["seeds"])
+    fig, axes = plots.figure(1, 2, height=2.9)
+    for ax, name in zip(axes, ("R", "v")):
+        for i, (marker, colour) in enumerate(zip("os^", UNITS)):
+            mean, ode = (early[f"{name}_{k}"].values[:, i] / F[i] for k in ("sgd", "ode"))
+            bar = np.abs(early[f"{name}_sd"].values[:, i] / F[i]) / np.sqrt(seeds)
+            spread = 1 + 0.05 * (i - 1)  # side by side, so that all three can be seen
+            look = {"marker": marker, "color": colour, "label": f"unit {i + 1}, $F$ = {F[i]:g}"}
+            plots.points(ax, t * spread, mean, error=bar, **look)
+            plots.theory_line(ax, t, ode, color=colour, label=None)
+        first = early[f"{name}_first"].values[:, 0] / F[0]
+        plots.theory_line(ax, t, first, linestyle="--", label="first order")
+        ax.set(xscale="log", yscale="log", xlabel="time $t$ = steps / $N$")
+    axes[0].set(title="overlap with the teacher / $F_i$")
+    axes[1].set(title="read-out weight / $F_i$")
+    plots.legend(axes[0], loc="lower right", fontsize=9)
+    letter(axes)
+    return fig
+
+
+def fluctuations(data: Any) -> Any:
+    """Deviations from theory against the number of inputs, and the law of the square root."""
+    table = data["fluctuations"]
+    n = table["n_inputs"].values
+    fig, ax = plots.figure(1, 1, height=3.0, width=4.6)
+    for marker, colour, t in zip("os", UNITS, table["moment"].values):
+        one = table.sel(moment=t)
+        rms, bar = one["rms"].values, one["error"].values
+        middle = np.exp(np.log(rms * np.sqrt(n)).mean())
+        plots.points(ax, n, rms, error=bar, color=colour, marker=marker, label=f"$t$ = {t:g}")
+        plots.theory_line(ax, n, middle / np.sqrt(n), color=colour, label=None)
+    ax.set(xscale="log", yscale="log", xlabel="number of inputs $N$", ylabel="rms deviation of $R$")
+    ax.set_xticks(n, [f"{k}" for k in n], minor=False)
+    ax.minorticks_off()
+    ax.set_yticks([0.005, 0.01, 0.02, 0.03], ["0.005", "0.01", "0.02", "0.03"])
+    plots.legend(ax, loc="upper right", fontsize=9.5)
+    return fig
