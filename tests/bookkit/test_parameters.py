@@ -190,14 +190,16 @@ def test_threads_parse_at_the_same_time() -> None:
     """Python up to 3.11 fails here without a lock, where a collection interrupts the parser."""
 
     class Interrupting:
+        def __init__(self) -> None:
+            self.itself = self
+
         def __del__(self) -> None:
             sum(range(200))
 
     def many(source: str) -> None:
         for _ in range(20):
             for _ in range(5):
-                one = Interrupting()
-                one.itself = one  # type: ignore[attr-defined]
+                Interrupting()
             parameters.parse(source)
 
     source = Path(parameters.__file__).read_text(encoding="utf-8")
