@@ -403,7 +403,7 @@ class Lift(SphinxTransform):
     def apply(self, **options: Any) -> None:
         for section in list(self.document.findall(nodes.section)):
             outer = section.parent
-            if "not-held" in section["ids"] and isinstance(outer.parent, nodes.section):
+            if "what-did-not-hold" in section["ids"] and isinstance(outer.parent, nodes.section):
                 outer.remove(section)
                 outer.parent.insert(outer.parent.index(outer) + 1, section)
 
