@@ -41,7 +41,9 @@ def test_the_index_leads_to_every_page_with_exercises() -> None:
     by_paper = PAGE.split("## By paper")[1].split("## By skill")[0]
     listed = set(re.findall(r"ex-[a-z-]+", by_paper))
     assert listed <= made.keys() | set(LABELS)
-    linked = {link.lstrip("/").replace(".ipynb", ".md") for link in re.findall(r"\]\((\S+)\)", by_paper)}
+    linked = {
+        link.lstrip("/").replace(".ipynb", ".md") for link in re.findall(r"\]\((\S+)\)", by_paper)
+    }
     assert set(made.values()) == linked
     assert {made[label] for label in listed if label in made} == linked
     rows = [line for line in by_paper.splitlines() if "ex-" in line]
