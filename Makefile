@@ -22,7 +22,7 @@ stage = @echo "==> $(1)"; start=$$(date +%s); \
 pytest = $(BIN)/pytest -q --junitxml=$(CHECKS)/$(1).xml
 
 .NOTPARALLEL:
-.PHONY: homework test-homework slides help install book test fresh lint types unit quick claims nbval site browser paper readme bench serve clean
+.PHONY: homework test-homework slides help install book test fresh lint types unit quick claims nbval site browser check paper readme bench serve clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,13 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(call stage,doctests,$(call pytest,doctests) --doctest-modules fabook book/bookkit)
 	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/bookkit/test_notebooks.py --ignore=tests/bookkit/test_site.py --ignore=tests/test_explorables.py)
+
+# Without what starts kernels, builds the site or grades homeworks.
+SLOW = bookkit/test_execute bookkit/test_sweep bookkit/test_standard_tools bookkit/test_build bookkit/test_new \
+	bookkit/test_notebooks bookkit/test_site test_explorables
+
+check: lint types ## The inner loop: lint, types and the fast tests, two minutes
+	$(call stage,fast tests,$(call pytest,check) -n $(JOBS) tests --ignore=tests/homework $(SLOW:%=--ignore=tests/%.py))
 
 quick: $(STAMP)
 	$(call stage,quick preset,$(BIN)/fabook run --preset quick --jobs $(JOBS))

@@ -86,7 +86,7 @@ class Rule(nn.Module):
         net: any module; see above.
         generator: CPU generator for the feedback; rules without random feedback ignore it.
         init: distribution of the feedback, a name of :func:`fabook.networks.draw`. The fan-in is
-            that of the weight replaced; for direct feedback ``(n_l, n_L)`` it is :math:`n_l`.
+            that of the weight replaced; for direct feedback ``(n_l, n_L)`` it is $n_l$.
         scale: factor on the feedback.
         feedback: given matrices instead of random ones, by name of the receiving layer.
         input_shape: shape of one input without the batch axis; direct rules need it where the
@@ -185,10 +185,10 @@ class Rule(nn.Module):
             layer: name of the receiving layer.
             delta: error signal at the output of the layer above; empty where the network is cut
                 into blocks, as nothing passes between these.
-            top: what the top sends, the output error unless :meth:`from_top` says otherwise.
+            top: what the top sends, the output error unless ``from_top`` says otherwise.
 
         Returns:
-            A tensor as large as h_l; None where nothing arrives: no layer from here down learns.
+            A tensor as large as h_l, or None if nothing arrives and no layer from here down learns.
         """
         return self.pull(self.matrix(layer), delta)
 
@@ -263,7 +263,7 @@ class Rule(nn.Module):
 
     @property
     def receivers(self) -> list[str]:
-        """What has a matrix: a stack's hidden layers, else weights or blocks; bottom to top."""
+        """Names of what has a matrix, bottom to top (hidden layers, weights or blocks)."""
         if self._stack is not None:
             return list(self._stack.above)
         return list(_matrices(self.net)) if self._places is None else list(self._places)

@@ -348,7 +348,7 @@ def fetch(
     """Return the checked files of an image set, downloading those that are nowhere yet.
 
     Args:
-        name: one of :data:`REGISTRY`.
+        name: one of ``REGISTRY``.
         root: a directory to read in place of ``FABOOK_DATA``.
         download: whether missing files may be downloaded.
         progress: whether a download shows a bar.
@@ -738,10 +738,10 @@ def structured_targets(
 ) -> tuple[Tensor, Tensor]:
     r"""Draw Gaussian inputs, and two targets independent of them, unequal and correlated.
 
-    .. math:: x \sim N(0, I_d), \qquad y \sim N\left(0, \begin{pmatrix} 1 & \alpha(1-\beta) \\
-        \alpha(1-\beta) & \alpha^2 \end{pmatrix}\right)
+    $$ x \sim N(0, I_d), \qquad y \sim N\left(0, \begin{pmatrix} 1 & \alpha(1-\beta) \\
+        \alpha(1-\beta) & \alpha^2 \end{pmatrix}\right) $$
 
-    so :math:`\alpha` is the standard deviation of the second target and :math:`1-\beta` the
+    so $\alpha$ is the standard deviation of the second target and $1-\beta$ the
     correlation. Refinetti et al. (2021), the experiment on structured targets, in their code.
 
     Args:
@@ -783,11 +783,11 @@ def gaussian_mixture(
 ) -> Dataset:
     r"""Draw balanced classes, each a mixture of Gaussian clouds around random prototypes.
 
-    .. math:: m_{c,k} \sim N(0, \tfrac{s^2}{d} I_d), \qquad
-        x = m_{c,k} + \tfrac{s \nu}{\sqrt d} \xi, \quad \xi \sim N(0, I_d)
+    $$ m_{c,k} \sim N(0, \tfrac{s^2}{d} I_d), \qquad
+        x = m_{c,k} + \tfrac{s \nu}{\sqrt d} \xi, \quad \xi \sim N(0, I_d) $$
 
-    with k uniform: the spread s sets the squared norm :math:`s^2` of a prototype, the noise
-    :math:`\nu` how much clouds overlap, the number of classes how hard the problem is. Row i is of
+    with k uniform: the spread s sets the squared norm $s^2$ of a prototype, the noise
+    $\nu$ how much clouds overlap, the number of classes how hard the problem is. Row i is of
     class i modulo ``n_classes``. Derived for the experiments on many classes.
 
     Args:
@@ -840,20 +840,20 @@ def teacher_student(
 ) -> tuple[Tensor, Tensor]:
     r"""Draw Gaussian inputs and the outputs of a teacher network on them.
 
-    .. math:: x \sim N(0, I), \qquad y = f_{\text{teacher}}(x) + \sigma \zeta, \ \zeta \sim N(0, I)
+    $$ x \sim N(0, I), \qquad y = f_{\text{teacher}}(x) + \sigma \zeta, \ \zeta \sim N(0, I) $$
 
     The teacher is used in evaluation mode and left as it was; inputs have the type and device of
     its parameters.
 
     Args:
-        teacher: maps (n, *shape) to outputs.
+        teacher: maps (n, ...) to outputs.
         n: samples.
         shape: of one input; a number for a vector.
         generator: source of the draws, on the CPU.
         noise: standard deviation of the output noise, not negative.
 
     Returns:
-        x (n, *shape) and y, with no gradient.
+        x (n, ...) and y, with no gradient.
 
     Raises:
         ValueError: for an argument out of range.

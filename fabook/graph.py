@@ -1,6 +1,6 @@
 r"""A rule on any module: autograd that keeps another matrix, or a graph that is cut.
 
-Backpropagation needs a weight W twice: forward, and on the way down in :math:`W^T\delta`. For that
+Backpropagation needs a weight W twice: forward, and on the way down in $W^T\delta$. For that
 autograd keeps W in the graph. A transported rule (FA, uSF, frSF, brSF, Kolen-Pollack) puts B there,
 in the same view in which W was kept. Skip connections, shared weights, attention, recurrent cells
 and convolutions of any kind need nothing more, and whoever holds the loss calls ``backward()``.

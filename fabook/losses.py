@@ -1,7 +1,7 @@
 r"""Loss and output error: the one place where a label becomes an error signal.
 
-Every named loss has an error of one form, :math:`e = c\,(p(f) - y^*)`: a prediction minus a target,
-with one factor :math:`c` for both. The first part is what an output rule sends, the second alone
+Every named loss has an error of one form, $e = c\,(p(f) - y^*)$: a prediction minus a target,
+with one factor $c$ for both. The first part is what an output rule sends, the second alone
 is what direct random target projection sends.
 """
 
@@ -27,9 +27,9 @@ def output_error(
     r"""Loss and its derivative with respect to the network's output.
 
     ``cross_entropy`` is ``F.cross_entropy`` (class indices or probabilities, classes on the last
-    axis), :math:`e = c\,(\mathrm{softmax}(f) - y^*)`; ``mse`` is ``F.mse_loss``,
-    :math:`e = 2c\,(f - y)`; ``bce`` is ``F.binary_cross_entropy_with_logits``,
-    :math:`e = c\,(\sigma(f) - y^*)`. :math:`c` is 1 for ``sum`` and one over the number of samples
+    axis), $e = c\,(\mathrm{softmax}(f) - y^*)$; ``mse`` is ``F.mse_loss``,
+    $e = 2c\,(f - y)$; ``bce`` is ``F.binary_cross_entropy_with_logits``,
+    $e = c\,(\sigma(f) - y^*)$. $c$ is 1 for ``sum`` and one over the number of samples
     (``cross_entropy``; those of label -100 do not count) or of all elements for ``mean``. Half
     precision is summed in single.
 
@@ -75,9 +75,9 @@ def output_error(
 def target_error(
     output: Tensor, target: Tensor, loss: Loss = "cross_entropy", reduction: str = "mean"
 ) -> Tensor:
-    r"""The target's part of the output error, :math:`c\,y^*`, with its sign turned.
+    r"""The target's part of the output error, $c\,y^*$, with its sign turned.
 
-    :math:`c` is 1/n for ``cross_entropy``, 2/(n C) for ``mse`` and 1/(n C) for ``bce`` with
+    $c$ is 1/n for ``cross_entropy``, 2/(n C) for ``mse`` and 1/(n C) for ``bce`` with
     ``mean``; 1, 2 and 1 with ``sum``.
 
     Args:

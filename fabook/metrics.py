@@ -36,7 +36,7 @@ class Alignment:
 
 
 def cosine(a: Tensor, b: Tensor, dim: int | None = None) -> Tensor:
-    r"""Signed cosine :math:`a \cdot b / (\|a\| \|b\|)` in double precision; NaN for a zero vector.
+    r"""Signed cosine $a \cdot b / (\|a\| \|b\|)$ in double precision; NaN for a zero vector.
 
     ``torch.nn.functional.cosine_similarity`` bounds small norms from below, which turns small
     gradients into small cosines; here the norms are taken as they are.
@@ -83,7 +83,7 @@ def gradient_alignment(
 ) -> Alignment:
     r"""Cosine between a rule's update of each weight matrix and the true gradient.
 
-    :math:`\cos(\mathrm{vec}\, \delta_l h_{l-1}^T, \mathrm{vec}\, \nabla_{W_l} \mathcal L)`, both
+    $\cos(\mathrm{vec}\, \delta_l h_{l-1}^T, \mathrm{vec}\, \nabla_{W_l} \mathcal L)$, both
     summed over the batch at the same weights (Chu & Bacho 2023; Robertson & Koyejo 2024).
     ``total`` concatenates the hidden layers; the read-out, whose update is the gradient, would
     only raise it and is left out: ``network_alignment`` has it.
@@ -94,7 +94,7 @@ def gradient_alignment(
 
     Args:
         rule: bound to the network.
-        x, target, loss, reduction: as in :meth:`fabook.rules.Rule.backward`.
+        x, target, loss, reduction: as in :meth:`fabook.Rule.backward`.
 
     Returns:
         Alignment of the hidden weight layers.
@@ -128,7 +128,7 @@ def network_alignment(
     equals one for every rule, so this is positive long before hidden layers are aligned.
 
     Args:
-        rule, x, target, loss, reduction: as in :func:`gradient_alignment`.
+        rule, x, target, loss, reduction: as in :func:`.gradient_alignment`.
     """
     ours, true = _weight_gradients(rule, x, target, loss, reduction)
     return cosine_of_all([(ours[name], true[name]) for name in ours])
@@ -169,15 +169,15 @@ def gradient_alignment_per_sample(
 ) -> Alignment:
     r"""Mean over samples of the cosine between a rule's error signal and backpropagation's.
 
-    ``preactivation`` compares :math:`\delta_l` with :math:`\partial \mathcal L/\partial z_l`
+    ``preactivation`` compares $\delta_l$ with $\partial \mathcal L/\partial z_l$
     (Refinetti et al. 2021, gradient alignment); ``activation`` compares what arrives at
-    :math:`h_l`, before the derivative of the activation (Song, Xu & Lafferty 2021). ``total``
+    $h_l$, before the derivative of the activation (Song, Xu & Lafferty 2021). ``total``
     concatenates the hidden layers for each sample before the cosine is taken.
 
     Args:
         rule: bound to the network.
         x: (samples, ...) inputs.
-        target: as in :meth:`fabook.rules.Rule.backward`.
+        target: as in :meth:`fabook.Rule.backward`.
         loss: as there; each sample's signal is its own, whatever the reduction.
         at: ``preactivation`` or ``activation``.
 
@@ -219,10 +219,10 @@ def weight_alignment(rule: Rule) -> Alignment:
     r"""Cosine between forward weights and what feedback would have them be.
 
     For rules that transport the error layer by layer (FA, sign-symmetric, Kolen-Pollack):
-    :math:`\cos(\mathrm{vec}\,W_{l+1}, \mathrm{vec}\,B_{l+1})`. For direct rules (DFA, DRTP), whose
+    $\cos(\mathrm{vec}\,W_{l+1}, \mathrm{vec}\,B_{l+1})$. For direct rules (DFA, DRTP), whose
     matrices skip layers, Refinetti et al. (2021) compare with products:
-    :math:`\cos(\mathrm{vec}\,W_{l+1}, \mathrm{vec}\,F_{l+1} F_l^T)` between hidden layers and
-    :math:`\cos(\mathrm{vec}\,W_L, \mathrm{vec}\,F_{L-1}^T)` at the top. ``total`` concatenates
+    $\cos(\mathrm{vec}\,W_{l+1}, \mathrm{vec}\,F_{l+1} F_l^T)$ between hidden layers and
+    $\cos(\mathrm{vec}\,W_L, \mathrm{vec}\,F_{L-1}^T)$ at the top. ``total`` concatenates
     all of them with entries as they are. The first layer has no weight alignment.
 
     Returns:

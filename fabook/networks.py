@@ -12,7 +12,7 @@ from torch.nn.utils import skip_init
 
 
 class Erf(nn.Module):
-    r"""The sigmoidal unit :math:`g(u) = \operatorname{erf}(u/\sqrt 2)` of Saad & Solla (1995)."""
+    r"""The sigmoidal unit $g(u) = \operatorname{erf}(u/\sqrt 2)$ of Saad & Solla (1995)."""
 
     def forward(self, u: Tensor) -> Tensor:
         return torch.erf(u / math.sqrt(2))
@@ -61,13 +61,13 @@ def draw(
 ) -> Tensor:
     r"""Draw a weight tensor by the name of its distribution.
 
-    With fan-in :math:`n` and fan-out :math:`m` of the shape ``(m, n, ...)``, ``scale`` :math:`s`:
+    With fan-in $n$ and fan-out $m$ of the shape ``(m, n, ...)``, ``scale`` $s$:
 
-    - ``uniform``: :math:`U(-s/\sqrt n, s/\sqrt n)`, PyTorch's own for linear layers;
-    - ``normal``: :math:`N(0, s^2/n)`;
-    - ``standard_normal``: :math:`N(0, s^2)`;
-    - ``xavier_uniform``: uniform with variance :math:`2 s^2/(m+n)`;
-    - ``orthogonal``: orthonormal rows or columns times :math:`s`;
+    - ``uniform``: $U(-s/\sqrt n, s/\sqrt n)$, PyTorch's own for linear layers;
+    - ``normal``: $N(0, s^2/n)$;
+    - ``standard_normal``: $N(0, s^2)$;
+    - ``xavier_uniform``: uniform with variance $2 s^2/(m+n)$;
+    - ``orthogonal``: orthonormal rows or columns times $s$;
     - ``zero``.
 
     Args:
@@ -137,13 +137,13 @@ def mlp(
     generator: Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
-    r"""Fully connected network :math:`h_l = \phi(W_l h_{l-1} + b_l)`, linear at the top.
+    r"""Fully connected network $h_l = \phi(W_l h_{l-1} + b_l)$, linear at the top.
 
     Args:
         sizes: numbers of units from input to output, at least two.
         activation: one of ``ACTIVATIONS``.
         bias: whether layers have biases (zero at the start).
-        init: distribution of the weights, see :func:`draw`.
+        init: distribution of the weights, see :func:`.draw`.
         scale: factor on the weights.
         generator: CPU generator of the weights.
         dtype: floating dtype.
@@ -176,15 +176,15 @@ def linear_net(
     generator: Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
-    r"""Deep linear network :math:`W_L \cdots W_1 x` without biases; zero weights by default.
+    r"""Deep linear network $W_L \cdots W_1 x$ without biases; zero weights by default.
 
     Under direct feedback alignment zero is no saddle: learning starts from there.
 
     Args:
-        sizes, init, scale, generator, dtype: as in :func:`mlp`.
+        sizes, init, scale, generator, dtype: as in :func:`.mlp`.
 
     Raises:
-        ValueError: as :func:`mlp`.
+        ValueError: as :func:`.mlp`.
 
     Example:
         >>> len(linear_net([30, 100, 100, 5]))
@@ -211,7 +211,7 @@ def two_layer(
     generator: Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
-    r"""The network of Song, Xu & Lafferty (2021): :math:`f(x) = p^{-1/2} \beta^T \psi(W x)`.
+    r"""The network of Song, Xu & Lafferty (2021): $f(x) = p^{-1/2} \beta^T \psi(W x)$.
 
     All weights are standard normal, there are no biases.
 
@@ -224,7 +224,7 @@ def two_layer(
         dtype: floating dtype.
 
     Raises:
-        ValueError: as :func:`mlp`.
+        ValueError: as :func:`.mlp`.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -251,7 +251,7 @@ def committee(
     generator: Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
-    r"""Soft committee machine :math:`\hat y = \sum_k v_k\, g(w_k \cdot x/\sqrt N)`.
+    r"""Soft committee machine $\hat y = \sum_k v_k\, g(w_k \cdot x/\sqrt N)$.
 
     The two-layer student (or teacher) of Saad & Solla (1995) and Refinetti et al. (2021), with
     trained second layer, for use with the feedback rules. Online learning of many such students at
@@ -266,7 +266,7 @@ def committee(
         dtype: floating dtype.
 
     Raises:
-        ValueError: as :func:`mlp`.
+        ValueError: as :func:`.mlp`.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -309,10 +309,10 @@ def convnet(
         n_outputs: number of outputs.
         kernel: side of the kernels, in pixels.
         pool: side of the max-pooling after each activation, 1 for none.
-        activation, bias, init, scale, generator, dtype: as in :func:`mlp`.
+        activation, bias, init, scale, generator, dtype: as in :func:`.mlp`.
 
     Raises:
-        ValueError: if an image becomes smaller than the kernel or the pool, or as :func:`mlp`.
+        ValueError: if an image becomes smaller than the kernel or the pool, or as :func:`.mlp`.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)

@@ -161,7 +161,7 @@ def band_edges(
     """Return the lower and upper edge of a band over seeds.
 
     ``"range"`` spans minimum to maximum; ``"95%"`` is Student's interval of the mean,
-    :math:`\\bar{y} \\pm t_{0.975, n-1} s / \\sqrt{n}`.
+    $\\bar{y} \\pm t_{0.975, n-1} s / \\sqrt{n}$.
 
     Args:
         runs: ``(n_seeds, n_points)``.

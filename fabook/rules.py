@@ -1,23 +1,23 @@
 r"""Feedback rules: given the output error, which error signal does each layer get?
 
-Notation, for layers :math:`l = 1, \dots, L`: input :math:`h_{l-1}`, output
-:math:`z_l = W_l h_{l-1} + b_l`, activation :math:`h_l = \phi(z_l)`, error signal
-:math:`\delta_l = \partial \mathcal L/\partial z_l` or what a rule puts in its place,
-:math:`e = \delta_L`. Whatever the rule, the gradient of a layer is local:
-:math:`\delta_l h_{l-1}^T` and :math:`\delta_l`. The read-out always gets its true error :math:`e`.
-A rule is the formula for what arrives at :math:`h_l`, before the derivative of the activation:
+Notation, for layers $l = 1, \dots, L$: input $h_{l-1}$, output
+$z_l = W_l h_{l-1} + b_l$, activation $h_l = \phi(z_l)$, error signal
+$\delta_l = \partial \mathcal L/\partial z_l$ or what a rule puts in its place,
+$e = \delta_L$. Whatever the rule, the gradient of a layer is local:
+$\delta_l h_{l-1}^T$ and $\delta_l$. The read-out always gets its true error $e$.
+A rule is the formula for what arrives at $h_l$, before the derivative of the activation:
 
-========== ====================================== ==========================================
-BP         :math:`W_{l+1}^T \delta_{l+1}`         Rumelhart, Hinton & Williams 1986
-FA         :math:`B_{l+1}^T \delta_{l+1}`         Lillicrap et al. 2016
-DFA        :math:`F_l e`                          Nøkland 2016
-uSF        :math:`B = s\,\mathrm{sign}(W)`        Liao, Leibo & Poggio 2016
-frSF       :math:`B = |R| \circ \mathrm{sign}(W)` the same; R fixed
-brSF       :math:`B = |R| \circ \mathrm{sign}(W)` the same; R drawn anew for every batch
-KP         B takes the same steps as W            Kolen & Pollack 1994; Akrout et al. 2019
-Shallow    0                                      only the read-out learns
-DRTP       :math:`F_l y^*`                        Frenkel, Lefebvre & Bol 2021
-========== ====================================== ==========================================
+======= ================================ ========================================
+BP      $W_{l+1}^T \delta_{l+1}$         Rumelhart, Hinton & Williams 1986
+FA      $B_{l+1}^T \delta_{l+1}$         Lillicrap et al. 2016
+DFA     $F_l e$                          Nøkland 2016
+uSF     $B = s\,\mathrm{sign}(W)$        Liao, Leibo & Poggio 2016
+frSF    $B = |R| \circ \mathrm{sign}(W)$ the same; R fixed
+brSF    $B = |R| \circ \mathrm{sign}(W)$ the same; R drawn anew for every batch
+KP      B takes the same steps as W      Kolen & Pollack 1994; Akrout et al. 2019
+Shallow 0                                only the read-out learns
+DRTP    $F_l y^*$                        Frenkel, Lefebvre & Bol 2021
+======= ================================ ========================================
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class BP(Rule, label="BP", colour="#000000", law="weight", linear=True):
-    r"""Backpropagation, :math:`W_{l+1}^T \delta_{l+1}`.
+    r"""Backpropagation, $W_{l+1}^T \delta_{l+1}$.
 
     References: Rumelhart, Hinton & Williams (1986), Nature 323, 533-536.
 
@@ -64,7 +64,7 @@ class BP(Rule, label="BP", colour="#000000", law="weight", linear=True):
 
 
 class FA(Rule, label="FA", colour="#0062D0", law="product", fixed=True):
-    r"""Feedback alignment, :math:`B_{l+1}^T \delta_{l+1}` with fixed random :math:`B_{l+1}`.
+    r"""Feedback alignment, $B_{l+1}^T \delta_{l+1}$ with fixed random $B_{l+1}$.
 
     ``feedback[l]`` has the shape of the weight above layer l, which it replaces.
 
@@ -113,9 +113,9 @@ class FA(Rule, label="FA", colour="#0062D0", law="product", fixed=True):
 
 
 class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
-    r"""Uniform sign-concordant feedback, :math:`B = s\,\mathrm{sign}(W)`.
+    r"""Uniform sign-concordant feedback, $B = s\,\mathrm{sign}(W)$.
 
-    :math:`s = \sqrt{2/(\text{fan-in} + \text{fan-out})}` times ``scale``, the root mean square of
+    $s = \sqrt{2/(\text{fan-in} + \text{fan-out})}$ times ``scale``, the root mean square of
     Xavier weights (the factor as in BioTorch).
 
     References: Liao, Leibo & Poggio (2016), https://arxiv.org/abs/1510.05067
@@ -129,7 +129,7 @@ class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
 
 
 class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
-    r"""Fixed random-magnitude sign-concordant feedback, :math:`B = |R| \circ \mathrm{sign}(W)`.
+    r"""Fixed random-magnitude sign-concordant feedback, $B = |R| \circ \mathrm{sign}(W)$.
 
     R is drawn once, Xavier-uniform by default.
 
@@ -193,7 +193,7 @@ class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback", linear=Tr
 
 
 class DFA(Rule, label="DFA", colour="#C0392B", law="product", fixed=True):
-    r"""Direct feedback alignment, :math:`F_l e` with fixed random :math:`F_l` of shape (n_l, n_L).
+    r"""Direct feedback alignment, $F_l e$ with fixed random $F_l$ of shape (n_l, n_L).
 
     References: Nøkland (2016), https://arxiv.org/abs/1609.01596
 
@@ -216,10 +216,10 @@ class DFA(Rule, label="DFA", colour="#C0392B", law="product", fixed=True):
 
 
 class DRTP(DFA, label="DRTP", colour="#4A2400"):
-    r"""Direct random target projection, :math:`F_l y^*`: the target in place of the error.
+    r"""Direct random target projection, $F_l y^*$: the target in place of the error.
 
     The one-hot label (or the real-valued target) keeps the factor that the loss puts on the error,
-    see :func:`fabook.losses.target_error`. The sign is the paper's: :math:`+F_l y^*` stands in the
+    see :func:`fabook.losses.target_error`. The sign is the paper's: $+F_l y^*$ stands in the
     gradient.
 
     References: Frenkel, Lefebvre & Bol (2021), https://arxiv.org/abs/1909.01311

@@ -1,7 +1,7 @@
 r"""Minibatch training of many small networks at once: R runs in one tensor, one product a layer.
 
 Seeds, settings and label draws of an experiment are runs of one architecture. One at a time, a
-network of 100 units costs more in calls than in arithmetic; stacked, :math:`W_l` is a tensor
+network of 100 units costs more in calls than in arithmetic; stacked, $W_l$ is a tensor
 (R, n_l, n_{l-1}) and every product of :mod:`fabook.rules` is one ``torch.baddbmm``.
 
 The networks stay ordinary networks: while they are trained, their parameters are views of the
@@ -360,7 +360,7 @@ def train_stacked(
     label: str = "stacked runs",
     progress: bool = False,
 ) -> History:
-    """Train many networks at once; each as :func:`fabook.training.train` would train it alone.
+    """Train many networks at once; each as :func:`fabook.train` would train it alone.
 
     Args:
         rules: R rules, all ``BP``, all ``FA`` or all ``DFA``, each with its network and feedback.
@@ -369,13 +369,13 @@ def train_stacked(
         x: (n, d) inputs for all runs, or (R, n, d).
         y: (n,) labels or (n, C) targets for all runs, or with R in front.
         lr: learning rate of gradient descent.
-        epochs, steps, batch_size, drop_last: as in :func:`fabook.training.train`.
+        epochs, steps, batch_size, drop_last: as in :func:`fabook.train`.
         momentum: as in ``torch.optim.SGD``; 0 is plain gradient descent.
         generators: R CPU generators, one for the order of each run; for minibatches.
         loss: ``cross_entropy`` or ``mse``.
         reduction: ``mean`` or ``sum`` over a batch.
         probe: functions without arguments, called at ``probe_at``; each returns what
-            :func:`fabook.training.train` takes, one number or Alignment a run for instance. They
+            :func:`fabook.train` takes, one number or Alignment a run for instance. They
             may look at ``rule.net`` of every rule.
         probe_at: numbers of updates after which to probe (0 is before the first).
         label: name of the runs at the progress bar.

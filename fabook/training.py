@@ -136,13 +136,13 @@ def train(
     Args:
         rule: bound to the network; both on the device of the data.
         x: (n, ...) training inputs.
-        y: (n, ...) labels or targets, as :meth:`fabook.rules.Rule.backward` takes them.
+        y: (n, ...) labels or targets, as :meth:`fabook.Rule.backward` takes them.
         epochs: passes over the data (or give ``steps``).
         steps: number of updates.
         batch_size: samples of an update; None for all of them.
         lr: learning rate of plain gradient descent.
         optimizer: a torch optimizer over ``rule.parameters()`` instead of ``lr``.
-        loss: see :func:`fabook.rules.output_error`.
+        loss: see :func:`fabook.losses.output_error`.
         reduction: ``mean`` or ``sum`` over a batch.
         generator: CPU generator of the order; needed when ``batch_size`` is smaller than n.
         drop_last: leave out the short last batch of each epoch.
@@ -229,11 +229,11 @@ class Schedule:
 
     Args:
         n: samples.
-        epochs, steps, batch_size, drop_last, probe_at: as in :func:`train`.
+        epochs, steps, batch_size, drop_last, probe_at: as in :func:`fabook.train`.
         probes: whether there is anything to look with.
 
     Raises:
-        ValueError: as :func:`train`.
+        ValueError: as :func:`fabook.train`.
     """
 
     def __init__(

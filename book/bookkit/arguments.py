@@ -85,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
     build = add("build", "Build the site from executed notebooks.", "build", options="out")
     build.add_argument("--preset", default="quick", metavar="quick|paper", help="pages of (quick)")
     build.add_argument("--lenient", action="store_true", help="let warnings pass")
+    text = "Begin a notebook from a template: source, figure, claim, place in the contents."
+    add("new", text, "new paper2025/a_result").add_argument("name", metavar="PAPER/RESULT")
     _data_parsers(add)
     _grade_parser(add)
     add("doctor", "Check that everything needed is here.", "doctor", options="json out")

@@ -261,6 +261,15 @@ def _grade(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _new(arguments: argparse.Namespace) -> int:
+    from bookkit import new
+
+    root = claims.find_root()
+    for path in new.create(root, arguments.name):
+        print(path.relative_to(root))
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from bookkit import doctor
 

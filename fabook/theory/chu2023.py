@@ -1,15 +1,15 @@
 r"""Stability of feedback alignment's fixed points, for networks and for the solvable chain.
 
-With residuals :math:`r = f - y` stacked over samples and outputs, the Jacobian :math:`J` of the
-outputs and :math:`J_{FA}`, the same with the feedback in the place of the weights that carry the
-error down, a rule moves the parameters by :math:`\dot\theta = -J_{FA}^T r`. So near any zero of
+With residuals $r = f - y$ stacked over samples and outputs, the Jacobian $J$ of the
+outputs and $J_{FA}$, the same with the feedback in the place of the weights that carry the
+error down, a rule moves the parameters by $\dot\theta = -J_{FA}^T r$. So near any zero of
 the loss
 
-.. math:: \dot r = -M r, \qquad M = J J_{FA}^T, \qquad
-          \dot{\mathcal L} = -r^T M r = -(J^T r) \cdot (J_{FA}^T r),
+$$ \dot r = -M r, \qquad M = J J_{FA}^T, \qquad
+          \dot{\mathcal L} = -r^T M r = -(J^T r) \cdot (J_{FA}^T r), $$
 
-with :math:`\mathcal L = |r|^2/2`: M decides stability, and its quadratic form is the gradient
-alignment without its norms. Derived; for one hidden layer :math:`M = G + H`, the kernels of Song,
+with $\mathcal L = |r|^2/2$: M decides stability, and its quadratic form is the gradient
+alignment without its norms. Derived; for one hidden layer $M = G + H$, the kernels of Song,
 Xu & Lafferty (2021). The statement that alignment is a criterion of stability is the abstract's of
 Chu & Bacho (2024).
 """
@@ -55,7 +55,7 @@ def _carrier(rule: Rule) -> Callable[..., Tensor]:
     """Output of one sample whose reverse-mode derivative is the rule's.
 
     Each read of h that would send an error down is cut, and a term of value zero with the rule's
-    own derivative takes its place: :math:`W \\bar h + B (h - \\bar h)`, the bar a constant.
+    own derivative takes its place: $W \\bar h + B (h - \\bar h)$, the bar a constant.
     """
     stack, top = _stack(rule), rule.layers[-1]
     below = dict(zip(rule.layers[1:], rule.layers[:-1], strict=True))
@@ -88,7 +88,7 @@ def _carrier(rule: Rule) -> Callable[..., Tensor]:
 
 
 def jacobian(rule: Rule, x: Tensor) -> Tensor:
-    r"""Jacobian :math:`J_{FA}` of a rule: row (sample, output) is its update for that unit error.
+    r"""Jacobian $J_{FA}$ of a rule: row (sample, output) is its update for that unit error.
 
     For :class:`fabook.rules.BP` this is the true Jacobian J. Parameters are in the order of
     ``net.parameters()``, frozen ones included.
@@ -118,7 +118,7 @@ def jacobian(rule: Rule, x: Tensor) -> Tensor:
 
 
 def stability_matrix(rule: Rule, x: Tensor) -> Tensor:
-    r""":math:`M = J J_{FA}^T`, the linear flow of the residuals near a zero of the loss (derived).
+    r"""$M = J J_{FA}^T$, the linear flow of the residuals near a zero of the loss (derived).
 
     Args:
         rule, x: as in :func:`jacobian`.
@@ -160,12 +160,12 @@ def unstable_fraction(values: ArrayLike, *, tolerance: float = 1e-9) -> float:
 def growing_fraction(values: ArrayLike, step: float, updates: int) -> float:
     r"""Share of directions in which an error grows by a factor of e within so many updates.
 
-    An eigenvalue counts if :math:`\ln|1 - s\lambda| > 1/` ``updates`` (derived). Without a
+    An eigenvalue counts if $\ln|1 - s\lambda| > 1/$ ``updates`` (derived). Without a
     horizon, directions count as unstable that no run would ever see grow.
 
     Args:
         values: eigenvalues of M.
-        step: s in :math:`r \leftarrow (I - sM) r`; :math:`s = \eta/N` for :func:`settle`.
+        step: s in $r \leftarrow (I - sM) r$; $s = \eta/N$ for :func:`settle`.
         updates: the horizon, above zero.
 
     Raises:
@@ -182,11 +182,11 @@ def growing_fraction(values: ArrayLike, step: float, updates: int) -> float:
 
 
 def growth_rate(values: ArrayLike, step: float) -> float:
-    r"""Rate per update of the log of the loss, :math:`\max_k 2\ln|1 - s\lambda_k|` (derived).
+    r"""Rate per update of the log of the loss, $\max_k 2\ln|1 - s\lambda_k|$ (derived).
 
     Args:
         values: eigenvalues of M.
-        step: s in :math:`r \leftarrow (I - sM) r`; :math:`s = \eta/N` for :func:`settle`.
+        step: s in $r \leftarrow (I - sM) r$; $s = \eta/N$ for :func:`settle`.
 
     Example:
         >>> round(growth_rate([-0.5, 1.0], 0.1), 4)  # 2 ln 1.05
@@ -196,11 +196,11 @@ def growth_rate(values: ArrayLike, step: float) -> float:
 
 
 def linear_loss(matrix: Tensor, residual: Tensor, step: float, steps: ArrayLike) -> Array:
-    r""":math:`|(I - sM)^t r_0|^2/2`: the loss that the fixed point's M predicts (derived).
+    r"""$|(I - sM)^t r_0|^2/2$: the loss that the fixed point's M predicts (derived).
 
     Args:
         matrix: (n, n) M.
-        residual: (n,) :math:`r_0`.
+        residual: (n,) $r_0$.
         step: s, see :func:`growth_rate`.
         steps: numbers of updates, rising.
 
@@ -230,7 +230,7 @@ def linear_loss(matrix: Tensor, residual: Tensor, step: float, steps: ArrayLike)
 def error_alignment(rule: Rule, x: Tensor, errors: Tensor) -> Tensor:
     r"""Cosine between a rule's update and the gradient for given output errors.
 
-    :math:`\cos(J^T r, J_{FA}^T r)` over all parameters, read-out included. At a minimum the
+    $\cos(J^T r, J_{FA}^T r)$ over all parameters, read-out included. At a minimum the
     gradient itself vanishes; this is its alignment for the errors of a perturbation (derived).
 
     Args:
@@ -245,7 +245,7 @@ def error_alignment(rule: Rule, x: Tensor, errors: Tensor) -> Tensor:
 
 
 def dialled_feedback(weight: Tensor, cosine: float, generator: torch.Generator) -> Tensor:
-    r""":math:`B = cW + \sqrt{1-c^2}\,R` with R random, orthogonal to W and of its norm.
+    r"""$B = cW + \sqrt{1-c^2}\,R$ with R random, orthogonal to W and of its norm.
 
     Args:
         weight: W, the matrix that feedback replaces.
@@ -282,17 +282,17 @@ def settle(
 ) -> dict[str, Array]:
     r"""Full-batch training by plain gradient descent until the loss is small enough.
 
-    The loss is :math:`\mathcal L = |r|^2/(2N)`, so that :math:`r \leftarrow (I - sM)r` with
-    :math:`s = \eta/N` near its zeros.
+    The loss is $\mathcal L = |r|^2/(2N)$, so that $r \leftarrow (I - sM)r$ with
+    $s = \eta/N$ near its zeros.
 
     Args:
         rule: bound to the network, which it trains.
         x: (N, d) inputs.
         y: (N, C) targets.
-        lr: learning rate :math:`\eta`.
+        lr: learning rate $\eta$.
         at: rising numbers of updates at which to look; the last one ends the run in any case.
         target: loss below which the run ends, once it has been seen there.
-        probe: further quantities to record, as for :func:`fabook.training.train`.
+        probe: further quantities to record, as for :func:`fabook.train`.
         label: name of the run in messages.
 
     Returns:
@@ -358,14 +358,14 @@ def first_order(
 ) -> FirstOrder:
     r"""Rate at which each layer's update lowers the loss, with the alignments, in two passes.
 
-    A step :math:`-\eta u_l` in every layer changes the loss by :math:`-\eta \sum_l \langle
-    \nabla_l \mathcal L, u_l\rangle`. A layer's term is negative where it pushes uphill; the
-    read-out's is :math:`\|\nabla_L \mathcal L\|^2` under every rule (derived). The expected step
+    A step $-\eta u_l$ in every layer changes the loss by $-\eta \sum_l \langle
+    \nabla_l \mathcal L, u_l\rangle$. A layer's term is negative where it pushes uphill; the
+    read-out's is $\|\nabla_L \mathcal L\|^2$ under every rule (derived). The expected step
     of minibatch training is that of the whole training set: on a part of it, noise makes the
     descent too large.
 
     Args:
-        rule, x, target, loss, reduction: as in :meth:`fabook.rules.Rule.gradients`.
+        rule, x, target, loss, reduction: as in :meth:`fabook.Rule.gradients`.
 
     Returns:
         FirstOrder; layers that do not learn are left out.
@@ -398,7 +398,7 @@ def first_order(
 def hidden_share(steps: ArrayLike, hidden: ArrayLike, total: ArrayLike) -> np.ndarray:
     r"""Share of the descent so far that is due to the hidden layers.
 
-    :math:`\int_0^t \text{hidden} / \int_0^t \text{total}`, with :func:`first_order` seen at chosen
+    $\int_0^t \text{hidden} / \int_0^t \text{total}$, with :func:`first_order` seen at chosen
     steps and joined by straight lines. Negative where hidden layers have pushed uphill (derived).
 
     Args:
@@ -424,8 +424,8 @@ def hidden_share(steps: ArrayLike, hidden: ArrayLike, total: ArrayLike) -> np.nd
 class Walk:
     r"""The way of a network's weights, from where they are when the walk begins.
 
-    Called after each update it adds up :math:`\sum_k \|\Delta_k W_l\|^2`. For steps of
-    independent directions the squared displacement :math:`\|W_l - W_l^0\|^2` has this as its mean,
+    Called after each update it adds up $\sum_k \|\Delta_k W_l\|^2$. For steps of
+    independent directions the squared displacement $\|W_l - W_l^0\|^2$ has this as its mean,
     whatever their lengths; for one straight line of n equal steps it is n times as large (derived).
 
     Example:
@@ -508,22 +508,22 @@ def chain(w1: float, w2: float) -> nn.Sequential:
 def chain_velocity(
     w1: ArrayLike, w2: ArrayLike, *, y: float = 1.0, b: float = 1.0
 ) -> tuple[Array, Array]:
-    r"""Flow :math:`\dot w_1 = -be`, :math:`\dot w_2 = -w_1 e` with :math:`e = w_1w_2 - y`."""
+    r"""Flow $\dot w_1 = -be$, $\dot w_2 = -w_1 e$ with $e = w_1w_2 - y$."""
     a, c = np.asarray(w1, float), np.asarray(w2, float)
     e = a * c - y
     return -b * e, -a * e
 
 
 def chain_exponent(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
-    r"""The one eigenvalue of the flow at a fixed point that is not zero, :math:`-(w_1^2 + bw_2)`.
+    r"""The one eigenvalue of the flow at a fixed point that is not zero, $-(w_1^2 + bw_2)$.
 
-    Negative is stable. At every point, :math:`\dot e` is this times e.
+    Negative is stable. At every point, $\dot e$ is this times e.
     """
     return -(np.asarray(w1, float) ** 2 + b * np.asarray(w2, float))
 
 
 def chain_alignment(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
-    r"""Cosine of step and gradient, :math:`(w_1^2 + bw_2)/\sqrt{(w_1^2+w_2^2)(w_1^2+b^2)}`.
+    r"""Cosine of step and gradient, $(w_1^2 + bw_2)/\sqrt{(w_1^2+w_2^2)(w_1^2+b^2)}$.
 
     Example:
         >>> chain_alignment([1.0, -1.0], [1.0, -1.0]).round(9).tolist()  # the edge has none
@@ -534,14 +534,14 @@ def chain_alignment(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
 
 
 def chain_invariant(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
-    r"""What the flow conserves, :math:`w_2 - w_1^2/(2b)`: every path lies on a parabola."""
+    r"""What the flow conserves, $w_2 - w_1^2/(2b)$: every path lies on a parabola."""
     return np.asarray(w2, float) - np.asarray(w1, float) ** 2 / (2 * b)
 
 
 def chain_edge(*, y: float = 1.0, b: float = 1.0) -> float:
-    r"""The :math:`w_1` at which fixed points change stability, :math:`-(by)^{1/3}`.
+    r"""The $w_1$ at which fixed points change stability, $-(by)^{1/3}$.
 
-    Unstable are the fixed points with :math:`w_1` between this and zero.
+    Unstable are the fixed points with $w_1$ between this and zero.
 
     Example:
         >>> chain_edge(b=0.5, y=2.0)

@@ -63,7 +63,7 @@ def compare(
     r"""Compare our runs with published means and standard deviations.
 
     Two means agree within
-    :math:`k \sqrt{s^2/m + s_{pub}^2/m_{pub}} + \text{slack}`, k standard errors of both combined.
+    $k \sqrt{s^2/m + s_{pub}^2/m_{pub}} + \text{slack}$, k standard errors of both combined.
 
     Args:
         ours: (..., seeds), NaN where a cell has fewer runs.

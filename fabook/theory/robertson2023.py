@@ -1,19 +1,19 @@
 r"""Robertson & Koyejo (2023): what alignment conserves, and the solution it reaches.
 
 One lemma gives every law (derived; Robertson & Koyejo 2023 state the conservation in their
-abstract). For activations with :math:`\phi(z) = \phi'(z) z`, any loss and any batch, the updates
-:math:`g_l = \sum \delta_l h_{l-1}^T` obey, for each neuron,
+abstract). For activations with $\phi(z) = \phi'(z) z$, any loss and any batch, the updates
+$g_l = \sum \delta_l h_{l-1}^T$ obey, for each neuron,
 
-.. math:: \langle W_l, g_l \rangle = \sum \delta_l \cdot z_l
-   = \sum \delta_{l+1}^T B_{l+1} h_l = \langle B_{l+1}, g_{l+1} \rangle ,
+$$ \langle W_l, g_l \rangle = \sum \delta_l \cdot z_l
+   = \sum \delta_{l+1}^T B_{l+1} h_l = \langle B_{l+1}, g_{l+1} \rangle , $$
 
 so plain gradient steps of any size move the invariants of :func:`conserved` by
 their own squares and by nothing else.
 
 **The solution.** Two-layer linear networks: which solution they reach, and how.
 
-:math:`f(x) = W_2 W_1 x` with squared loss :math:`\tfrac12\|f - Y\|_F^2` summed over the samples,
-feedback :math:`B` in the place of :math:`W_2`, and fewer samples than inputs. Steps of the first
+$f(x) = W_2 W_1 x$ with squared loss $\tfrac12\|f - Y\|_F^2$ summed over the samples,
+feedback $B$ in the place of $W_2$, and fewer samples than inputs. Steps of the first
 layer lie in the span of the data, so what the start has outside it stays. That over-parameterised
 networks reach the minimum-norm solution is in the abstract of Robertson & Koyejo (2023); all
 formulas here are derived.
@@ -40,15 +40,15 @@ from ..networks import Scale, choose
 def conserved(rule: Rule, *, control: bool = False) -> dict[str, Tensor]:
     r"""What gradient flow under a rule conserves, for each neuron of each hidden layer.
 
-    .. math:: C_{l,j} = \tfrac12 \|W_l[j,:]\|^2 + \tfrac12 b_{l,j}^2 - P_{l,j},
+    $$ C_{l,j} = \tfrac12 \|W_l[j,:]\|^2 + \tfrac12 b_{l,j}^2 - P_{l,j}, $$
 
     for networks of Linear and Conv2d layers with positively homogeneous activations (ReLU, leaky
     ReLU, linear), any loss and any batches (Robertson & Koyejo 2023, abstract; the forms derived).
     The partner of neuron j sums over its outgoing weights w, feedback b of the same place:
 
-    - BP: :math:`\tfrac12 \sum w^2`; FA: :math:`\sum b w`; Kolen-Pollack: :math:`\tfrac12\sum b^2`;
-    - uSF and frSF: :math:`\sum |b| |w|`;
-    - DFA: :math:`\sum F w` for the last hidden layer alone, the only one for which a law holds.
+    - BP: $\tfrac12 \sum w^2$; FA: $\sum b w$; Kolen-Pollack: $\tfrac12\sum b^2$;
+    - uSF and frSF: $\sum |b| |w|$;
+    - DFA: $\sum F w$ for the last hidden layer alone, the only one for which a law holds.
 
     A layer's quantity is the sum over its neurons. A convolution's neurons are its channels; where
     Flatten follows, a channel owns all the columns above that read it.
@@ -80,8 +80,8 @@ def conserved_normalised(rule: Rule) -> dict[str, Tensor]:
     Normalisation forgets the size of its input, so the norm of the weights below it is conserved
     by itself, and its own scale and shift take their place in the law (derived):
 
-    .. math:: \tfrac12 \|W_l\|^2 + \tfrac12 \|b_l\|^2, \qquad
-       \tfrac12 (\gamma_{l,j}^2 + \beta_{l,j}^2) - P_{l,j}.
+    $$ \tfrac12 \|W_l\|^2 + \tfrac12 \|b_l\|^2, \qquad
+       \tfrac12 (\gamma_{l,j}^2 + \beta_{l,j}^2) - P_{l,j}. $$
 
     The first holds for each neuron under BatchNorm, and for the whole layer under LayerNorm, which
     normalises over the neurons; both hold to the order of the module's ``eps`` over the variance.
@@ -262,11 +262,11 @@ def _normalisation(rule: Rule, name: str) -> nn.Module:
 class Ledger:
     r"""Follows the invariants of a run and what the exact law of finite steps says of them.
 
-    .. math:: C(k) - C(0) = \tfrac12 \sum_{i<k} \|\Delta W_l^{(i)}\|^2
-       - \sum_{i<k} \big[P^{(i+1)} - P^{(i)} - \langle B^{(i)}, \Delta W_{l+1}^{(i)} \rangle\big]
+    $$ C(k) - C(0) = \tfrac12 \sum_{i<k} \|\Delta W_l^{(i)}\|^2
+       - \sum_{i<k} \big[P^{(i+1)} - P^{(i)} - \langle B^{(i)}, \Delta W_{l+1}^{(i)} \rangle\big] $$
 
     for each neuron, with P its partner in C. The bracket is zero under FA and DFA,
-    :math:`\tfrac12\|\Delta W_{l+1}\|^2` under BP and Kolen-Pollack, and :math:`2|b||w|` for each
+    $\tfrac12\|\Delta W_{l+1}\|^2$ under BP and Kolen-Pollack, and $2|b||w|$ for each
     weight that has crossed zero under sign feedback. Derived.
 
     Args:
@@ -386,10 +386,10 @@ def normalise(net: nn.Sequential, kind: str, *, eps: float = 1e-30) -> nn.Sequen
 def dominant_start(rule: Rule, factor: float = 1.2) -> None:
     r"""Set the weights above each hidden layer so that alignment can never become negative.
 
-    .. math:: W_{l+1}[:, j] = \frac{c\,\|W_l[j, :]\|^2}{2\,\|B_{l+1}[:, j]\|^2}\, B_{l+1}[:, j]
-       \quad\Rightarrow\quad C_{l,j} = (1 - c)\,\tfrac12 \|W_l[j, :]\|^2 \le 0 .
+    $$ W_{l+1}[:, j] = \frac{c\,\|W_l[j, :]\|^2}{2\,\|B_{l+1}[:, j]\|^2}\, B_{l+1}[:, j]
+       \quad\Rightarrow\quad C_{l,j} = (1 - c)\,\tfrac12 \|W_l[j, :]\|^2 \le 0 . $$
 
-    Since C is conserved, :math:`\langle B_{l+1}, W_{l+1}\rangle_j \ge \tfrac12\|W_l[j,:]\|^2 \ge 0`
+    Since C is conserved, $\langle B_{l+1}, W_{l+1}\rangle_j \ge \tfrac12\|W_l[j,:]\|^2 \ge 0$
     for all times (biases count into the norm). Derived; Robertson & Koyejo (2023) announce
     sufficient conditions for alignment in their abstract.
 
@@ -432,7 +432,7 @@ def _float(value: ArrayLike) -> Array:
 
 
 def solution(X: ArrayLike, Y: ArrayLike) -> Array:
-    r"""The map of smallest norm that fits the data, :math:`\beta^* = X^+ Y`.
+    r"""The map of smallest norm that fits the data, $\beta^* = X^+ Y$.
 
     Args:
         X: inputs in rows, (n, d).
@@ -449,7 +449,7 @@ def solution(X: ArrayLike, Y: ArrayLike) -> Array:
 
 
 def distance(W1: ArrayLike, W2: ArrayLike, X: ArrayLike, Y: ArrayLike) -> float:
-    r"""How far a network is from the minimum-norm solution, :math:`\|\beta-\beta^*\|/\|\beta^*\|`.
+    r"""How far a network is from the minimum-norm solution, $\|\beta-\beta^*\|/\|\beta^*\|$.
 
     Args:
         W1: (h, d).
@@ -467,10 +467,10 @@ def distance(W1: ArrayLike, W2: ArrayLike, X: ArrayLike, Y: ArrayLike) -> float:
 def predicted_distance(W1_start: ArrayLike, W2_end: ArrayLike, X: ArrayLike, Y: ArrayLike) -> float:
     r"""The distance of a network that has fitted the data, from where its first layer began.
 
-    .. math:: \frac{\|\beta - \beta^*\|}{\|\beta^*\|}
-       = \frac{\|W_2(\infty)\, W_1(0)\, P_\perp\|_F}{\|\beta^*\|_F}, \qquad P_\perp = 1 - X^+ X .
+    $$ \frac{\|\beta - \beta^*\|}{\|\beta^*\|}
+       = \frac{\|W_2(\infty)\, W_1(0)\, P_\perp\|_F}{\|\beta^*\|_F}, \qquad P_\perp = 1 - X^+ X . $$
 
-    Holds under FA and under gradient descent, since :math:`\Delta W_1 = -\eta B^T E^T X` lies in
+    Holds under FA and under gradient descent, since $\Delta W_1 = -\eta B^T E^T X$ lies in
     the row space of X. Derived.
 
     Args:
@@ -502,13 +502,13 @@ class ScalarFlow:
 def scalar_flow(
     X: ArrayLike, y: ArrayLike, *, times: ArrayLike, norm2: float = 1.0, start: float = 0.0
 ) -> ScalarFlow:
-    r"""One output under FA from :math:`W_1 = 0`, :math:`w_2 = a_0 b`, in closed form.
+    r"""One output under FA from $W_1 = 0$, $w_2 = a_0 b$, in closed form.
 
-    .. math:: W_1 = b v^T, \quad w_2 = (a_0 + \tfrac12 \|v\|^2)\, b, \quad
-       \beta = \|b\|^2 (a_0 + \tfrac12 \|v\|^2)\, v, \quad \dot v = -X^T (X\beta - y).
+    $$ W_1 = b v^T, \quad w_2 = (a_0 + \tfrac12 \|v\|^2)\, b, \quad
+       \beta = \|b\|^2 (a_0 + \tfrac12 \|v\|^2)\, v, \quad \dot v = -X^T (X\beta - y). $$
 
-    The second is the conservation law. :math:`a_0 < 0` starts against the feedback: the loss rises
-    until :math:`\tfrac12\|v\|^2` exceeds :math:`-a_0`. Derived; only :math:`v` is integrated.
+    The second is the conservation law. $a_0 < 0$ starts against the feedback: the loss rises
+    until $\tfrac12\|v\|^2$ exceeds $-a_0$. Derived; only $v$ is integrated.
 
     Args:
         X: (n, d).
@@ -551,8 +551,8 @@ def scalar_flow(
 def potential(beta: ArrayLike, norm2: float = 1.0) -> Array:
     r"""The potential of which FA from zero is the mirror flow, for one output.
 
-    .. math:: \psi(\beta) = \tfrac34 \left(2/\|b\|^2\right)^{1/3} \|\beta\|^{4/3}, \qquad
-       \nabla\psi(\beta) = v, \qquad \tfrac{d}{dt}\nabla\psi(\beta) = -\nabla L(\beta).
+    $$ \psi(\beta) = \tfrac34 \left(2/\|b\|^2\right)^{1/3} \|\beta\|^{4/3}, \qquad
+       \nabla\psi(\beta) = v, \qquad \tfrac{d}{dt}\nabla\psi(\beta) = -\nabla L(\beta). $$
 
     It grows with the Euclidean norm alone, hence the minimum-norm solution. Gradient descent from
     a small balanced start has the exponent 3/2. Derived.

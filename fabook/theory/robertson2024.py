@@ -1,16 +1,16 @@
 r"""Alignment dominance in two-layer ReLU networks: when feedback alignment descends, and how fast.
 
-The network has a scalar output, :math:`f(x) = \sum_j w_j\,\phi(u_j\cdot x)` with ReLU, feedback
-:math:`b_j` in place of :math:`w_j`, and no biases. With
-:math:`G_j = \sum_i (\partial\mathcal L/\partial f_i)\,\phi'(u_j\cdot x_i)\,x_i` the true gradient
-of :math:`u_j` is :math:`w_j G_j` and its update :math:`b_j G_j`, so that under gradient flow
+The network has a scalar output, $f(x) = \sum_j w_j\,\phi(u_j\cdot x)$ with ReLU, feedback
+$b_j$ in place of $w_j$, and no biases. With
+$G_j = \sum_i (\partial\mathcal L/\partial f_i)\,\phi'(u_j\cdot x_i)\,x_i$ the true gradient
+of $u_j$ is $w_j G_j$ and its update $b_j G_j$, so that under gradient flow
 
-.. math:: \dot{\mathcal L} = -\sum_j \left(\frac{\partial \mathcal L}{\partial w_j}\right)^2
+$$ \dot{\mathcal L} = -\sum_j \left(\frac{\partial \mathcal L}{\partial w_j}\right)^2
           - \sum_j (w_j b_j)\,\|G_j\|^2,
-          \qquad c_j = w_j b_j - \tfrac12 \|u_j\|^2 \text{ conserved.}
+          \qquad c_j = w_j b_j - \tfrac12 \|u_j\|^2 \text{ conserved.} $$
 
 Robertson & Koyejo (2024) prove convergence from "alignment dominance". The abstract does not define
-it; here it means :math:`c_j \ge 0` for every neuron at the start, our reconstruction. All formulas
+it; here it means $c_j \ge 0$ for every neuron at the start, our reconstruction. All formulas
 of this module are derived.
 """
 
@@ -30,12 +30,12 @@ from .robertson2023 import conserved
 
 
 def half_mean_square(f: Tensor, y: Tensor) -> Tensor:
-    r"""Squared loss :math:`\frac{1}{2n}\sum_i (f_i - y_i)^2`, half of ``mse``."""
+    r"""Squared loss $\frac{1}{2n}\sum_i (f_i - y_i)^2$, half of ``mse``."""
     return (f - y).square().mean() / 2
 
 
 def logistic(f: Tensor, y: Tensor) -> Tensor:
-    r"""Logistic loss :math:`\frac1n\sum_i \log(1 + e^{-y_i f_i})`, labels plus or minus one."""
+    r"""Logistic loss $\frac1n\sum_i \log(1 + e^{-y_i f_i})$, labels plus or minus one."""
     return F.softplus(-y * f).mean()
 
 
@@ -46,9 +46,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def readout(u: Tensor, b: Tensor, *, factor: float, offset: float = 0.0) -> Tensor:
-    r"""Read-out whose alignment is :math:`w_j b_j = a\,\tfrac12\|u_j\|^2 + c`.
+    r"""Read-out whose alignment is $w_j b_j = a\,\tfrac12\|u_j\|^2 + c$.
 
-    Dominant (:math:`c_j \ge 0`) for ``factor`` of at least one and ``offset`` not negative; both
+    Dominant ($c_j \ge 0$) for ``factor`` of at least one and ``offset`` not negative; both
     negative is the opposite start, with every neuron pushed uphill.
 
     Args:
@@ -71,7 +71,7 @@ def readout(u: Tensor, b: Tensor, *, factor: float, offset: float = 0.0) -> Tens
 
 
 def neuron_signals(u: Tensor, x: Tensor, error: Tensor) -> Tensor:
-    r""":math:`G_j = \sum_i e_i\,\phi'(u_j\cdot x_i)\,x_i`, the part that gradient and update share.
+    r"""$G_j = \sum_i e_i\,\phi'(u_j\cdot x_i)\,x_i$, the part that gradient and update share.
 
     Args:
         u: (h, d) first-layer weights.
@@ -88,12 +88,12 @@ def neuron_signals(u: Tensor, x: Tensor, error: Tensor) -> Tensor:
 def dominance_share(alignment: Tensor, signals: Tensor) -> Tensor:
     r"""Share of the first layer's motion that descends, in [-1, 1].
 
-    .. math:: D = \frac{\sum_j (w_j b_j)\|G_j\|^2}{\sum_j |w_j b_j|\,\|G_j\|^2}
+    $$ D = \frac{\sum_j (w_j b_j)\|G_j\|^2}{\sum_j |w_j b_j|\,\|G_j\|^2} $$
 
     The first layer lowers the loss if and only if D > 0. NaN where nothing moves.
 
     Args:
-        alignment: (h,) products :math:`w_j b_j`.
+        alignment: (h,) products $w_j b_j$.
         signals: (h, d) from :func:`neuron_signals`.
 
     Example:
@@ -106,10 +106,10 @@ def dominance_share(alignment: Tensor, signals: Tensor) -> Tensor:
 
 
 def kernel(u: Tensor, x: Tensor) -> Tensor:
-    r""":math:`K_{ik} = (x_i\cdot x_k)\,\#\{j: \text{active on both}\}`.
+    r"""$K_{ik} = (x_i\cdot x_k)\,\#\{j: \text{active on both}\}$.
 
-    For the squared loss with errors :math:`\epsilon_i = f_i - y_i`,
-    :math:`\sum_j \|G_j\|^2 = \epsilon^T K \epsilon / n^2`.
+    For the squared loss with errors $\epsilon_i = f_i - y_i$,
+    $\sum_j \|G_j\|^2 = \epsilon^T K \epsilon / n^2$.
 
     Args:
         u: (h, d) first-layer weights.
@@ -123,15 +123,15 @@ def kernel(u: Tensor, x: Tensor) -> Tensor:
 
 
 def tangent_kernel(u: Tensor, alignment: Tensor, x: Tensor) -> Tensor:
-    r"""Kernel of feedback alignment, :math:`\Theta = HH^T + XX^T \circ S\,\mathrm{diag}(wb)\,S^T`.
+    r"""Kernel of feedback alignment, $\Theta = HH^T + XX^T \circ S\,\mathrm{diag}(wb)\,S^T$.
 
     With hidden activities H (n, h) and their derivatives S. The squared loss moves exactly by
-    :math:`\dot L = -\epsilon^T\Theta\,\epsilon/n^2`; where every :math:`w_jb_j \ge c > 0`,
-    :math:`\Theta \succeq H H^T + cK`.
+    $\dot L = -\epsilon^T\Theta\,\epsilon/n^2$; where every $w_jb_j \ge c > 0$,
+    $\Theta \succeq H H^T + cK$.
 
     Args:
         u: (h, d) first-layer weights.
-        alignment: (h,) products :math:`w_j b_j`.
+        alignment: (h,) products $w_j b_j$.
         x: (n, d) inputs.
 
     Returns:
@@ -153,9 +153,9 @@ def measure(rule: FA, x: Tensor, y: Tensor, loss: str) -> dict[str, float]:
         loss: ``squared`` or ``logistic``.
 
     Returns:
-        ``loss``; ``share`` D; ``least`` the smallest :math:`w_jb_j` and ``dominant`` the fraction
-        of neurons where it is positive; ``conserved`` the smallest :math:`c_j`; ``readout`` and
-        ``hidden``, the two parts of :math:`-\dot{\mathcal L}`; ``eigenvalue`` and ``tangent``,
+        ``loss``; ``share`` D; ``least`` the smallest $w_jb_j$ and ``dominant`` the fraction
+        of neurons where it is positive; ``conserved`` the smallest $c_j$; ``readout`` and
+        ``hidden``, the two parts of $-\dot{\mathcal L}$; ``eigenvalue`` and ``tangent``,
         the least ones of :func:`kernel` and :func:`tangent_kernel`; ``worst``, the largest loss of
         a sample; ``active``, the smallest fraction of neurons that a sample activates.
     """
@@ -183,9 +183,9 @@ def measure(rule: FA, x: Tensor, y: Tensor, loss: str) -> dict[str, float]:
 
 
 def exponential_bound(t: Tensor, eigenvalue: Tensor, loss0: float, c: float, n: int) -> Tensor:
-    r"""Squared loss: :math:`L(t) \le L(0)\exp(-\frac{2c}{n}\int_0^t \lambda_{\min}(K_s)\,ds)`.
+    r"""Squared loss: $L(t) \le L(0)\exp(-\frac{2c}{n}\int_0^t \lambda_{\min}(K_s)\,ds)$.
 
-    Holds for every flow with :math:`w_jb_j \ge c > 0`; with c = 1 and the tangent kernel in place
+    Holds for every flow with $w_jb_j \ge c > 0$; with c = 1 and the tangent kernel in place
     of K, for every flow whose tangent kernel is positive. The integral is a lower sum, in which the
     kernel has on each interval the smaller of its two measured eigenvalues.
 
@@ -193,7 +193,7 @@ def exponential_bound(t: Tensor, eigenvalue: Tensor, loss0: float, c: float, n: 
         t: (P,) times, from zero.
         eigenvalue: (P,) smallest eigenvalue of the kernel at these times.
         loss0: L(0).
-        c: smallest conserved :math:`c_j`.
+        c: smallest conserved $c_j$.
         n: number of samples.
 
     Example:
@@ -209,20 +209,20 @@ def exponential_bound(t: Tensor, eigenvalue: Tensor, loss0: float, c: float, n: 
 def separable_bound(
     t: Tensor, loss0: float, c: float, *, margin: float, active: float, worst: float, width: int
 ) -> Tensor:
-    r"""Logistic loss on separable data: :math:`L(t) \le 1/(1/L(0) + kt)`, decay like 1/t.
+    r"""Logistic loss on separable data: $L(t) \le 1/(1/L(0) + kt)$, decay like 1/t.
 
-    .. math:: k = c\,\gamma^2 \kappa^2 h\,\varphi^2,\qquad \varphi = (1 - e^{-\ell})/\ell.
+    $$ k = c\,\gamma^2 \kappa^2 h\,\varphi^2,\qquad \varphi = (1 - e^{-\ell})/\ell. $$
 
-    With a unit vector v of margin :math:`\gamma`,
-    :math:`\sum_j\|G_j\|^2 \ge \sum_j (G_j\cdot v)^2 \ge \gamma^2\kappa^2 h\,(\mathrm{mean}_i
-    |\ell_i'|)^2` if every sample activates :math:`\kappa h` neurons, and
-    :math:`|\ell'_i| = 1 - e^{-\ell_i} \ge \varphi\,\ell_i` if no sample's loss exceeds
-    :math:`\ell`.
+    With a unit vector v of margin $\gamma$,
+    $\sum_j\|G_j\|^2 \ge \sum_j (G_j\cdot v)^2 \ge \gamma^2\kappa^2 h\,(\mathrm{mean}_i
+    |\ell_i'|)^2$ if every sample activates $\kappa h$ neurons, and
+    $|\ell'_i| = 1 - e^{-\ell_i} \ge \varphi\,\ell_i$ if no sample's loss exceeds
+    $\ell$.
 
     Args:
         t: times.
         loss0: L(0).
-        c: smallest conserved :math:`c_j`.
+        c: smallest conserved $c_j$.
         margin: gamma, see :func:`margin_direction`.
         active: kappa.
         worst: largest loss of a sample.
@@ -238,7 +238,7 @@ def separable_bound(
 
 
 def margin_direction(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
-    r"""Unit vector v of largest margin :math:`\gamma = \min_i y_i\,v\cdot x_i`, and the margin.
+    r"""Unit vector v of largest margin $\gamma = \min_i y_i\,v\cdot x_i$, and the margin.
 
     Least distance programming by non-negative least squares (Lawson & Hanson 1974); the margin is
     that of the vector found, so it is a margin whether or not the vector is the best.
@@ -273,10 +273,10 @@ def margin_direction(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
 def dialled_feedback(
     net: nn.Module, rho: float, generator: Generator, *, init: str = "xavier_uniform"
 ) -> dict[str, Tensor]:
-    r"""Fixed feedback :math:`B_l = \rho\,W_l(0) + \sqrt{1-\rho^2}\,R_l` for feedback alignment.
+    r"""Fixed feedback $B_l = \rho\,W_l(0) + \sqrt{1-\rho^2}\,R_l$ for feedback alignment.
 
-    With :math:`R_l` drawn as the weights were, B has their variance for every :math:`\rho`, and
-    :math:`\cos(B_l, W_l(0)) \approx \rho`. At :math:`\rho = 0` this is plain feedback alignment; at
+    With $R_l$ drawn as the weights were, B has their variance for every $\rho$, and
+    $\cos(B_l, W_l(0)) \approx \rho$. At $\rho = 0$ this is plain feedback alignment; at
     1 the feedback is that of backpropagation at the first step and stays there. Derived.
 
     Args:
@@ -314,7 +314,7 @@ def dialled_feedback(
 
 
 def above_chance(accuracy: float, n_classes: int) -> float:
-    r"""Accuracy with chance at zero and perfection at one, :math:`(a - 1/n)/(1 - 1/n)`.
+    r"""Accuracy with chance at zero and perfection at one, $(a - 1/n)/(1 - 1/n)$.
 
     Example:
         >>> above_chance(0.75, 2), above_chance(0.25, 4)

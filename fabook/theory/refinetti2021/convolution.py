@@ -27,13 +27,13 @@ def attainable_cosine(
 ) -> Tensor:
     r"""Largest cosine between a target matrix T and any matrix of a layer's structure.
 
-    .. math:: \max_W \cos(W, T) = \frac{\|P\,T\|}{\|T\|}
+    $$ \max_W \cos(W, T) = \frac{\|P\,T\|}{\|T\|} $$
 
     with P the projection: entries outside the receptive fields are dropped (``local``), and those
     that share a kernel weight are replaced by their mean (``convolution``, stride 1, no padding).
     For targets with uncorrelated entries of equal variance, such as products of independent random
-    feedback matrices, :math:`E\|PT\|^2/E\|T\|^2` is :math:`(k/(d_{in} d_{out}))^2` for a
-    convolution and :math:`(k/d_{in})^2` for a local layer. Derived.
+    feedback matrices, $E\|PT\|^2/E\|T\|^2$ is $(k/(d_{in} d_{out}))^2$ for a
+    convolution and $(k/d_{in})^2$ for a local layer. Derived.
 
     Args:
         target: (c_out d_out^2, c_in d_in^2), both sides flattened as (channel, row, column).

@@ -237,7 +237,7 @@ def recursion_step(
         matrices: A_1 to A_L.
         feedback: F_1 to F_{L-1}, (n_l, n_L).
         x: (batch, n_0).
-        target, loss, reduction: as in :func:`fabook.rules.output_error`.
+        target, loss, reduction: as in :func:`fabook.losses.output_error`.
         lr: learning rate.
 
     Returns:
@@ -373,7 +373,7 @@ def follow(
         batches: (x, target) of one update each.
         lr: learning rate, or a function of the number of updates done.
         probe_at: numbers of updates after which to measure.
-        loss, reduction: as in :func:`fabook.rules.output_error`.
+        loss, reduction: as in :func:`fabook.losses.output_error`.
         probe: functions called at the probes, each returning a number or a vector.
 
     Returns:

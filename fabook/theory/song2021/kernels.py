@@ -19,18 +19,17 @@ Array = NDArray[np.float64]
 
 
 def kernel_matrices(rule: FA, x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The kernels G and H by which the errors move: :math:`\dot e = -(G + H)\, e`.
+    r"""The kernels G and H by which the errors move: $\dot e = -(G + H)\, e$.
 
-    .. math::
-       G_{ij} = \frac1p \sum_r \psi(w_r \cdot x_i)\, \psi(w_r \cdot x_j), \qquad
+    $$ G_{ij} = \frac1p \sum_r \psi(w_r \cdot x_i)\, \psi(w_r \cdot x_j), \qquad
        H_{ij} = \frac{x_i \cdot x_j}{p} \sum_r b_r \beta_r\,
-                \psi'(w_r \cdot x_i)\, \psi'(w_r \cdot x_j)
+                \psi'(w_r \cdot x_i)\, \psi'(w_r \cdot x_j) $$
 
     G comes from the second layer, H from the first. Song, Xu & Lafferty (2021), section 3; their
     sum is the stability matrix of :func:`fabook.theory.chu2023.stability_matrix`.
 
     Args:
-        rule, x: as in :func:`train_two_layer`.
+        rule, x: as in :func:`.train_two_layer`.
 
     Returns:
         G and H, each (n, n).
@@ -43,7 +42,7 @@ def kernel_matrices(rule: FA, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernels_of(state: Any) -> tuple[Tensor, Tensor]:
-    """The kernels of a state of :func:`train_two_layer`, for its probes."""
+    """The kernels of a state of :func:`.train_two_layer`, for its probes."""
     return _kernels(state.activation, state.Z, state.beta, state.b, state.K)
 
 
@@ -60,21 +59,20 @@ def _kernels(
 def limit_kernel(x: Tensor, activation: str, *, layer: int = 2) -> Tensor:
     r"""The kernels of infinite width, of what either layer learns.
 
-    .. math::
-       \bar G_{ij} = E\, \psi(w \cdot x_i)\, \psi(w \cdot x_j), \qquad
-       \Theta_{ij} = x_i \cdot x_j\, E\, \psi'(w \cdot x_i)\, \psi'(w \cdot x_j)
+    $$ \bar G_{ij} = E\, \psi(w \cdot x_i)\, \psi(w \cdot x_j), \qquad
+       \Theta_{ij} = x_i \cdot x_j\, E\, \psi'(w \cdot x_i)\, \psi'(w \cdot x_j) $$
 
-    for w standard normal: :math:`\bar G` of the second layer, :math:`\Theta` of the first. Linear:
-    both are :math:`x_i \cdot x_j`. ReLU, with the angle :math:`\theta` of the two inputs:
-    :math:`|x_i||x_j| (\sin\theta + (\pi-\theta)\cos\theta)/2\pi` and
-    :math:`x_i \cdot x_j (\pi-\theta)/2\pi` (Cho & Saul 2009). tanh: the trapezoidal rule in both
+    for w standard normal: $\bar G$ of the second layer, $\Theta$ of the first. Linear:
+    both are $x_i \cdot x_j$. ReLU, with the angle $\theta$ of the two inputs:
+    $|x_i||x_j| (\sin\theta + (\pi-\theta)\cos\theta)/2\pi$ and
+    $x_i \cdot x_j (\pi-\theta)/2\pi$ (Cho & Saul 2009). tanh: the trapezoidal rule in both
     normal variables, which converges exponentially; its step is 0.4 of the distance to
-    the pole of tanh at the largest :math:`|x|`, so that it is good to about 1e-7.
+    the pole of tanh at the largest $|x|$, so that it is good to about 1e-7.
 
     Args:
         x: (n, d).
         activation: ``linear``, ``relu`` or ``tanh``.
-        layer: 2 for :math:`\bar G`, 1 for :math:`\Theta`.
+        layer: 2 for $\bar G$, 1 for $\Theta$.
 
     Returns:
         (n, n), float64.
@@ -121,19 +119,19 @@ def limit_kernel(x: Tensor, activation: str, *, layer: int = 2) -> Tensor:
 
 
 def lazy_alignment(x: Tensor, activation: str, width: int) -> float:
-    r"""Expected cosine of b and :math:`\beta` after training a wide network without a penalty.
+    r"""Expected cosine of b and $\beta$ after training a wide network without a penalty.
 
-    To first order in the movement of the first layer, :math:`b \cdot \beta` gains
-    :math:`\tfrac12 s^T \Theta s` with :math:`s = \int g = \bar G^{-1} e(0)`, while
-    :math:`|b||\beta|` stays p. For targets from a teacher of the same form
-    :math:`e(0) \sim N(0, 2\bar G)`, hence
+    To first order in the movement of the first layer, $b \cdot \beta$ gains
+    $\tfrac12 s^T \Theta s$ with $s = \int g = \bar G^{-1} e(0)$, while
+    $|b||\beta|$ stays p. For targets from a teacher of the same form
+    $e(0) \sim N(0, 2\bar G)$, hence
 
-    .. math:: E \cos(b, \beta) = \frac{1}{p}\, \mathrm{tr}\,(\bar G^{-1} \Theta),
+    $$ E \cos(b, \beta) = \frac{1}{p}\, \mathrm{tr}\,(\bar G^{-1} \Theta), $$
 
     which is n/p for linear units. Derived.
 
     Args:
-        x: (n, d) inputs, of which :math:`\bar G` is invertible.
+        x: (n, d) inputs, of which $\bar G$ is invertible.
         activation: as in :func:`limit_kernel`.
         width: p.
 
@@ -161,25 +159,24 @@ def isotropic_alignment(
     lr: float,
     penalty: float,
 ) -> tuple[Array, Array]:
-    r"""Cosine and loss in time under a constant penalty, for data with :math:`X X^T = \gamma I`.
+    r"""Cosine and loss in time under a constant penalty, for data with $X X^T = \gamma I$.
 
-    Once :math:`\beta_0` has decayed, :math:`\beta` follows the error, and the error is
-    :math:`\varepsilon = \Lambda |y| / (\Lambda + \gamma + \gamma^2\sigma^2/p)` with
-    :math:`\Lambda = \lambda n/2`. Its integral :math:`\sigma` over the time
-    :math:`\tau = 2 \eta t / n` solves a cubic,
+    Once $\beta_0$ has decayed, $\beta$ follows the error, and the error is
+    $\varepsilon = \Lambda |y| / (\Lambda + \gamma + \gamma^2\sigma^2/p)$ with
+    $\Lambda = \lambda n/2$. Its integral $\sigma$ over the time
+    $\tau = 2 \eta t / n$ solves a cubic,
 
-    .. math::
-       (\Lambda + \gamma)\,\sigma + \frac{\gamma^2}{3p}\,\sigma^3 = \Lambda |y| \tau, \qquad
+    $$ (\Lambda + \gamma)\,\sigma + \frac{\gamma^2}{3p}\,\sigma^3 = \Lambda |y| \tau, \qquad
        \cos = \sqrt{\frac{\gamma\sigma^2}{p + \gamma\sigma^2}}, \qquad
-       \text{loss} = \frac{\varepsilon^2}{n}.
+       \text{loss} = \frac{\varepsilon^2}{n}. $$
 
-    So :math:`\sigma/\sqrt p` depends on :math:`t/\sqrt p` alone: all widths climb one curve.
+    So $\sigma/\sqrt p$ depends on $t/\sqrt p$ alone: all widths climb one curve.
     Derived.
 
     Args:
         steps: (P,) numbers of updates t.
         gamma: the eigenvalue.
-        target_norm: :math:`|y|`.
+        target_norm: $|y|$.
         n: samples.
         width: p.
         lr, penalty: of the mean squared error, positive.
@@ -208,14 +205,13 @@ def quasi_static(
 ) -> tuple[Array, Array]:
     r"""Cosine and loss in time under a constant penalty, for any data.
 
-    As :func:`isotropic_alignment`, with :math:`u = s/\sqrt p` an n-vector:
+    As :func:`isotropic_alignment`, with $u = s/\sqrt p$ an n-vector:
 
-    .. math::
-       \frac{du}{d\tau} = e/\sqrt p, \quad e = -\Lambda\,(\Lambda + K + K u u^T K)^{-1} y, \quad
-       \cos = \frac{u^T K e}{\sqrt{e^T K e + (u^T K e)^2 + \Lambda^2 a^2 p}}
+    $$ \frac{du}{d\tau} = e/\sqrt p, \quad e = -\Lambda\,(\Lambda + K + K u u^T K)^{-1} y, \quad
+       \cos = \frac{u^T K e}{\sqrt{e^T K e + (u^T K e)^2 + \Lambda^2 a^2 p}} $$
 
-    (signs such that the cosine is positive), :math:`a = (1-\eta\lambda)^t` being what is left of
-    :math:`\beta_0`. It holds at large width and once :math:`\beta` has caught up with the error.
+    (signs such that the cosine is positive), $a = (1-\eta\lambda)^t$ being what is left of
+    $\beta_0$. It holds at large width and once $\beta$ has caught up with the error.
     Derived; integrated by SciPy's LSODA in the square root of time.
 
     Args:

@@ -1,22 +1,21 @@
 r"""Two-layer networks under feedback alignment, reduced to what n samples see of them.
 
-The network of Song, Xu & Lafferty (2021), :math:`f(x) = p^{-1/2} \beta^T \psi(W x)` with one
-output, feedback b in the place of :math:`\beta`, the mean squared error
-:math:`n^{-1}\sum_i e_i^2`, and a penalty :math:`\lambda` on the second layer alone:
+The network of Song, Xu & Lafferty (2021), $f(x) = p^{-1/2} \beta^T \psi(W x)$ with one
+output, feedback b in the place of $\beta$, the mean squared error
+$n^{-1}\sum_i e_i^2$, and a penalty $\lambda$ on the second layer alone:
 
-.. math::
-   \beta \leftarrow (1 - \eta\lambda)\,\beta - \frac{\eta}{\sqrt p}\,\psi(X W^T)^T g, \qquad
+$$ \beta \leftarrow (1 - \eta\lambda)\,\beta - \frac{\eta}{\sqrt p}\,\psi(X W^T)^T g, \qquad
    W \leftarrow W - \frac{\eta}{\sqrt p}\,\bigl(\psi'(X W^T) \odot g\, b^T\bigr)^T X, \qquad
-   g = \frac{2}{n}\, e .
+   g = \frac{2}{n}\, e . $$
 
-W enters through :math:`Z = X W^T` only, and Z moves by the Gram matrix :math:`K = X X^T`: a step of
-:func:`train_two_layer` costs :math:`O(n^2 p)` instead of :math:`O(n d p)`, for any activation and
-any number of inputs. In a linear network W keeps the form :math:`W_0 - b\,(X^T s)^T` and
-:math:`\beta = a \beta_0 + W_0 X^T q + c\, b`, so that n-vectors s, q and two numbers hold all: a
-step of :func:`train_linear` costs :math:`O(n^2)` whatever the width. Both are exact. Derived.
+W enters through $Z = X W^T$ only, and Z moves by the Gram matrix $K = X X^T$: a step of
+:func:`.train_two_layer` costs $O(n^2 p)$ instead of $O(n d p)$, for any activation and
+any number of inputs. In a linear network W keeps the form $W_0 - b\,(X^T s)^T$ and
+$\beta = a \beta_0 + W_0 X^T q + c\, b$, so that n-vectors s, q and two numbers hold all: a
+step of :func:`train_linear` costs $O(n^2)$ whatever the width. Both are exact. Derived.
 
-The published runs have this loss. The theory of the paper has :math:`\tfrac12 \sum_i e_i^2`, for
-which the same steps have the rate :math:`2\eta/n` and the penalty :math:`\lambda n/2`.
+The published runs have this loss. The theory of the paper has $\tfrac12 \sum_i e_i^2$, for
+which the same steps have the rate $2\eta/n$ and the penalty $\lambda n/2$.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Stop:
 
 
 def published_stop(width: int) -> Stop:
-    r"""The published rule at a width: at least :math:`\lfloor 5000 \sqrt p / 14 \rfloor` steps.
+    r"""The published rule at a width: at least $\lfloor 5000 \sqrt p / 14 \rfloor$ steps.
 
     Source: the second author's published code. The loop is read in its program for the losses,
     where the same rule is switched off; the version of the program for the alignment that ran with
@@ -77,8 +76,8 @@ class Trajectory:
     Attributes:
         steps: (P,) number of updates before each look.
         loss: (P, R) mean squared error.
-        cosine: (P, R) of the feedback b with the second layer :math:`\\beta`.
-        moved: (P, R) cosine of b with :math:`\\beta - \\beta_0`; NaN at the start.
+        cosine: (P, R) of the feedback b with the second layer $\\beta$.
+        moved: (P, R) cosine of b with $\\beta - \\beta_0$; NaN at the start.
         stopped: (R,) the step at which each run ended.
         settled: (R,) whether the stopping rule ended it, not the number of steps.
         seen: what the probes returned, name to (P, ...).
@@ -212,9 +211,9 @@ class LinearRuns:
     r"""R linear networks as the reduction sees them; made by :func:`linear_runs`.
 
     Attributes:
-        K, M: (R, n, n), :math:`X X^T` and :math:`A A^T` with :math:`A = X W_0^T`.
-        m0, mb, y: (R, n), :math:`A \beta_0`, :math:`A b` and the targets.
-        b0, bb, beta2: (R,), :math:`b \cdot \beta_0`, :math:`|b|^2` and :math:`|\beta_0|^2`.
+        K, M: (R, n, n), $X X^T$ and $A A^T$ with $A = X W_0^T$.
+        m0, mb, y: (R, n), $A \beta_0$, $A b$ and the targets.
+        b0, bb, beta2: (R,), $b \cdot \beta_0$, $|b|^2$ and $|\beta_0|^2$.
         width: p.
     """
 
@@ -239,7 +238,7 @@ def linear_runs(rules: Sequence[FA], x: Sequence[Tensor], y: Sequence[Tensor]) -
     """Reduce linear two-layer networks of one width, each with its own data.
 
     Args:
-        rules: R rules ``FA`` on :func:`fabook.networks.two_layer` networks with ``linear`` units
+        rules: R rules ``FA`` on :func:`fabook.two_layer` networks with ``linear`` units
             and one output.
         x: R inputs (n, d).
         y: R targets (n,) or (n, 1).
@@ -299,7 +298,7 @@ class _Linear(LinearRuns):
                 setattr(self, name, value[mask.to(value.device)])
 
     def along_b(self) -> Tensor:
-        r""":math:`b \cdot \beta`, (R,)."""
+        r"""$b \cdot \beta$, (R,)."""
         return self.a * self.b0 + (self.mb * self.q).sum(1) + self.c * self.bb
 
     def error(self) -> Tensor:
@@ -352,8 +351,8 @@ def train_linear(
 
     Args:
         runs: R networks with their data, by :func:`linear_runs`.
-        lr: learning rate :math:`\eta` of the mean squared error.
-        penalty: :math:`\lambda` on the second layer, one for all or one for each run.
+        lr: learning rate $\eta$ of the mean squared error.
+        penalty: $\lambda$ on the second layer, one for all or one for each run.
         steps: number of full-batch updates, the most with ``stop``.
         look_at: numbers of updates after which to look; the last step is always one.
         stop: end each run by this rule; looks at multiples of its ``every`` are kept too.
@@ -444,16 +443,16 @@ def train_two_layer(
 ) -> Trajectory:
     r"""Train a two-layer network under FA through its pre-activations, exactly.
 
-    :math:`Z \leftarrow Z - \eta p^{-1/2} K (\psi'(Z) \odot g\,b^T)`: the same numbers as
-    ``fabook.train`` with full batches, up to rounding, at :math:`O(n^2 p)` a step.
+    $Z \leftarrow Z - \eta p^{-1/2} K (\psi'(Z) \odot g\,b^T)$: the same numbers as
+    ``fabook.train`` with full batches, up to rounding, at $O(n^2 p)$ a step.
 
     Args:
-        rule: ``FA`` on a :func:`fabook.networks.two_layer` network with one output. Dtype and
+        rule: ``FA`` on a :func:`fabook.two_layer` network with one output. Dtype and
             device are the network's; it stays as it is.
         x: (n, d) inputs.
         y: (n,) or (n, 1) targets.
         lr: learning rate of the mean squared error.
-        penalty: :math:`\lambda` on the second layer.
+        penalty: $\lambda$ on the second layer.
         steps, look_at, stop: as in :func:`train_linear`.
         probe: functions of the state, called at each look: it has ``Z`` (n, p), ``hidden`` (n, p),
             ``beta`` and ``b`` (p,), ``K`` (n, n), and ``Z0``, ``beta0`` of the start.
