@@ -231,6 +231,17 @@ def _dial(ax: Any, dial: Any, ends: Any) -> None:
         title="alignment",
     )
     plots.legend(ax, loc="upper right", fontsize=9, ncols=2, columnspacing=0.8)
+    inset = ax.inset_axes([0.13, 0.12, 0.27, 0.26])  # the points lie close together
+    inset.plot(ends.cosine, ends.share, "*", ms=8, color=STABLE, clip_on=False)
+    inset.plot(ends.cosine, ends.same_cosine, "x", ms=5, color="black", clip_on=False)
+    middle, top = float(ends.cosine.mean()), max(float(ends.same_cosine.max()), 0.01)
+    inset.set(
+        xlim=(middle - 0.12, middle + 0.12),
+        ylim=(-0.05 * top, 1.15 * top),
+        xticks=[round(middle - 0.1, 1), round(middle - 0.1, 1) + 0.1],
+        yticks=[0, round(top, 2)],
+    )
+    inset.tick_params(labelsize=9, length=2, pad=2)
 
 
 def _width(ax: Any, width: Any, images: int) -> None:
