@@ -76,8 +76,7 @@ nbval: quick
 	@rm -rf $(CHECKS)/quick; $(BIN)/fabook list --json | $(BIN)/python -c \
 	'import json, sys; print(*(row["name"] for row in json.load(sys.stdin)), sep="\n")' | \
 	while read -r name; do copy=$(CHECKS)/quick/$$name.ipynb; mkdir -p "$${copy%/*}"; \
-	cp "_build/notebooks/quick/$$name.ipynb" "$$copy" || exit 1; \
-	drawings="notebooks/$${name%/*}/figures.py"; [ ! -f "$$drawings" ] || cp "$$drawings" "$${copy%/*}/"; done
+	cp "_build/notebooks/quick/$$name.ipynb" "$$copy" || exit 1; done
 	$(call stage,nbval,TQDM_DISABLE=1 $(call pytest,nbval) --nbval --nbval-current-env -n $(JOBS) --dist loadfile $(CHECKS)/quick)
 
 claims: quick

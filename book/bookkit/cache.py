@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bookkit import claims, parameters
-from bookkit.notebooks import Job, digest
+from bookkit.notebooks import Job, digest, drawings
 
 UNCHECKED = ("checksum", "date", "minutes")  # fields outside the results' own checksum
 NAMED = ("torch", "numpy", "scipy", "fabook")  # packages whose versions a results file names
@@ -36,6 +36,8 @@ class Module:
         tree: ast.Module = parameters.parse(source)
         self.imports: dict[str, str] = {}  # a name in the module -> what it stands for
         self.loads: set[str] = set()  # whole modules that are imported, whatever is used of them
+        self.draws = False  # whether it takes `run.figures`
+        self.starts = ""  # the name that it gives to `bookkit.start`
         held = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
         for node in ast.walk(tree):
             self._read(node, package)
@@ -59,8 +61,15 @@ class Module:
             for alias in node.names:
                 self.imports[alias.asname or alias.name] = f"{base}.{alias.name}"
                 self.loads.add(f"{base}.{alias.name}")
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            self.loads |= {str(a.value) for a in node.args if isinstance(a, ast.Constant)}
+        elif isinstance(node, ast.Attribute):
+            self.draws |= node.attr == "figures"
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            words = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
+            if called.endswith("import_module"):
+                self.loads |= set(words)
+            elif called == "bookkit.start":
+                self.starts = "".join(words[:1])
 
     def _used(self, node: ast.AST) -> str:
         """The dotted name that an expression such as `package.module.function` stands for."""
@@ -93,11 +102,11 @@ def _top(name: str) -> Path | None:
     return place if name in _OURS or not installed else None
 
 
-def modules(source: str, folder: Path) -> tuple[dict[str, str], set[str]]:
+def modules(source: str, folder: Path, root: Path | None = None) -> tuple[dict[str, str], set[str]]:
     """The modules of one's own that code uses, transitively, and other packages' names.
 
     Of a package only what is used of it is followed: names that its `__init__` merely passes on
-    lead to their own modules.
+    lead to their own modules. Whoever takes `run.figures` uses the module that it stands for.
 
     Returns:
         Path to digest of each module, and the first names of all that is imported from elsewhere.
@@ -106,6 +115,8 @@ def modules(source: str, folder: Path) -> tuple[dict[str, str], set[str]]:
     others: set[str] = set()
     first = Module(source)
     seen, todo = set[str](), sorted(first.loads | first.uses)
+    drawn = drawings(first.starts, folder, root) if first.draws else None
+    todo += ["figures"] if drawn else []
     while todo:
         name = todo.pop()
         if name in seen:
@@ -113,7 +124,7 @@ def modules(source: str, folder: Path) -> tuple[dict[str, str], set[str]]:
         seen.add(name)
         top, *rest = name.split(".")
         local = [p for p in (folder / f"{top}.py", folder / top) if p.exists()]
-        place = local[0] if local else _top(top)
+        place = drawn if drawn and top == "figures" else local[0] if local else _top(top)
         if place is None:
             others.add(top)
             continue
@@ -162,11 +173,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: _version(name) for name in NAMED}
 
 
-def source_hash(path: Path) -> str:
+def source_hash(path: Path, root: Path | None = None) -> str:
     """SHA-256 over a notebook's source, the modules that it uses, and versions of all others."""
     cells = [cell.source for cell in parameters.read(path).cells if cell.cell_type == "code"]
     try:
-        found, others = modules("\n".join(map(parameters.python, cells)), path.parent)
+        found, others = modules("\n".join(map(parameters.python, cells)), path.parent, root)
     except SyntaxError:  # the run will say where
         found, others = {}, set()
     found = {f"{Path(p).parent.name}/{Path(p).name} {d}": "" for p, d in found.items()}
@@ -227,7 +238,7 @@ def cache_key(job: Job) -> str:
     software = {k: v for k, v in versions().items() if k != "fabook"}
     threads = {k: v for k, v in job.settings.items() if k != "FABOOK_DATA"}
     machine = [platform.machine(), software, threads]
-    return digest([source_hash(job.source), checks, shown, used(job), machine, _data(job)])
+    return digest([source_hash(job.source, root), checks, shown, used(job), machine, _data(job)])
 
 
 def load(path: Path) -> dict[str, Any]:

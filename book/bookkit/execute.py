@@ -246,7 +246,7 @@ def _execute(job: Job, work: Path, folder: Path) -> Outcome:
         "versions": cache.versions(),
         "minutes": round((time.monotonic() - started) / 60, 4),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "source_hash": cache.source_hash(job.source),
+        "source_hash": cache.source_hash(job.source, Path(job.root)),
         "key": key,
     }
     _publish(job, executed, results, work)

@@ -190,6 +190,12 @@ def _named(name: str, known: Sequence[Notebook]) -> list[Notebook]:
     raise UsageError(f"unknown notebook {name!r}{claims.suggest(name, allowed)}")
 
 
+def drawings(name: str, folder: Path, root: Path | None) -> Path | None:
+    """The drawing functions of a notebook: `figures.py` beside it (`folder`), else the book's."""
+    places = [folder] if root is None else [folder, root / "notebooks" / Path(name).parent]
+    return next((p / "figures.py" for p in places if (p / "figures.py").is_file()), None)
+
+
 def without_image(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """The figures that executed cells promise in their `mystnb` options and did not draw."""
     missing = []

@@ -11,6 +11,7 @@ run.save()
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 import math
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from bookkit import claims
@@ -184,6 +185,8 @@ def start(notebook: str, values: Mapping[str, Any] | None = None) -> Run:
         notebook: its name, such as `"refinetti2021/online_dynamics"`.
         values: the notebook's variables; its parameters are read from them.
 
+    It works in any folder. Where there is no registry of claims at all, nothing is judged.
+
     Raises:
         ValueError: for an unknown notebook or preset, a seed that is no integer, or a device
             that is unknown or missing.
@@ -191,21 +194,33 @@ def start(notebook: str, values: Mapping[str, Any] | None = None) -> Run:
     values = values or {}
     preset, seed = values.get("preset", "quick"), values.get("seed", 0)
     device = values.get("device", "auto")
-    root = claims.find_root()
+    try:
+        root = claims.find_root()
+    except claims.RootError:
+        if os.environ.get("FABOOK_ROOT"):
+            raise
+        root = None
+        print("There is no book/claims.toml here: this notebook runs, and judges nothing.")
     simple = {k: v for k, v in values.items() if isinstance(v, _SIMPLE)}
     first = _first_start.setdefault(notebook, set(simple))  # a cell that is run again sees more
     if preset not in claims.PRESETS:
         raise ValueError(f"unknown preset {preset!r}{suggest(str(preset), claims.PRESETS)}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"seed must be an integer, got {seed!r}")
+    if root is not None:
+        _check_name(notebook, root)
+    given = {name: value for name, value in simple.items() if name in first}
+    return Run(notebook, preset, seed, claims.resolve_device(device), root, given)
+
+
+def _check_name(notebook: str, root: Path) -> None:
+    """Refuse a name that neither the book nor the working folder knows."""
     folder = root / "notebooks"
     registered = {claim.notebook for claim in claims.load(root).values()}
     own = any(Path(f"{notebook.split('/')[-1]}{suffix}").is_file() for suffix in (".md", ".ipynb"))
     if not (folder / f"{notebook}.md").is_file() and notebook not in registered and not own:
         names = {str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.md")}
         raise ValueError(f"unknown notebook {notebook!r}{suggest(notebook, names | registered)}")
-    given = {name: value for name, value in simple.items() if name in first}
-    return Run(notebook, preset, seed, claims.resolve_device(device), root, given)
 
 
 class Run:
@@ -221,7 +236,7 @@ class Run:
         preset: str,
         seed: int,
         device: str,
-        root: Path,
+        root: Path | None,
         given: Mapping[str, Any] | None = None,
     ) -> None:
         self.notebook = notebook
@@ -230,7 +245,7 @@ class Run:
         self.seed = seed
         self.device_name = device
         self._root = root
-        registry = claims.load(root)
+        registry = {} if root is None else claims.load(root)
         self._claims = {c.id: c for c in registry.values() if c.notebook == notebook}
         self._judged: dict[str, dict[str, Any]] = {}
         self._data: Data = {}
@@ -303,6 +318,8 @@ class Run:
         larger run of the paper preset with other parameters, committed as `<notebook>@<variant>`;
         it is there in every preset.
         """
+        if self._root is None:
+            return None
         path = claims.published_path(self._root, self.notebook, variant)
         if (self.preset == "paper" and not variant) or not path.is_file():
             return None
@@ -319,7 +336,7 @@ class Run:
         """Whether a parameter other than preset and device differs from the notebook's own."""
         from bookkit import parameters
 
-        source = self._root / "notebooks" / f"{self.notebook}.md"
+        source = Path(self._root or "") / "notebooks" / f"{self.notebook}.md"
         try:
             defaults = parameters.of(source)
         except (OSError, parameters.UsageError):  # a reader's own notebook
@@ -352,6 +369,28 @@ class Run:
             self._datasets.append(info)
 
     # what the page shows
+
+    @property
+    def figures(self) -> ModuleType:
+        """The drawing functions: the module `figures.py` beside the notebook, else the book's.
+
+        Unlike an import it does not depend on the folder that the kernel was started in, and a
+        cell that is run again sees what was changed.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        from bookkit import notebooks
+
+        path = notebooks.drawings(self.notebook, Path.cwd(), self._root)
+        if path is None:
+            raise FileNotFoundError(f"no figures.py in {Path.cwd()}, and the book has none for it")
+        spec = importlib.util.spec_from_file_location("figures", path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no module")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
 
     def figure(self, name: str, draw: Callable[[Data], Any]) -> None:
         """Draw a figure from results alone and store it for the page under its name.
@@ -413,6 +452,9 @@ class Run:
             ValueError: for an unknown id, a quantity that no check of the claim uses, or values
                 that the check's statistic does not take.
         """
+        if self._root is None:
+            print(f"{'not judged':<15} {id}")
+            return "not judged"
         if id not in self._claims:
             raise ValueError(f"unknown claim {id!r} of {self.notebook}{suggest(id, self._claims)}")
         self._once("claim", id, self._judged)

@@ -638,6 +638,22 @@ def test_modules_that_are_used_count_as_code(
     assert (cache.source_hash(notebook) != before) is counts
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_drawing_functions_count_wherever_the_notebook_lies(
+    repository: Repository, tmp_path: Path, elsewhere: bool
+) -> None:
+    notebook = repository.source("toy/recorded")
+    drawings = notebook.with_name("figures.py")
+    drawings.write_text("size = 3\n")
+    repository.edit(notebook, "run.save()", "run.figures\nrun.save()")
+    if elsewhere:
+        notebook = notebook.rename(tmp_path / "mine.md")
+    before = cache.source_hash(notebook, repository.root)
+    drawings.write_text("size = 4\n")
+    os.utime(drawings, ns=(1, 1))
+    assert cache.source_hash(notebook, repository.root) != before
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

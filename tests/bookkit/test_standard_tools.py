@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,62 @@ def printed(path: Path) -> str:
     cells = nbformat.read(path, as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     return "".join(output.get("text", "") for output in outputs)
+
+
+DRAWN = "chu2023/random_walk"  # with drawing functions in figures.py
+SMALL = {"seeds": 2, "steps": 6, "n_train": 120, "n_full": 60, "width": 8, "batch_size": 20}
+
+
+def words(**values: object) -> list[str]:
+    return [word for name, value in values.items() for word in ("-p", name, str(value))]
+
+
+def pictures(path: Path) -> int:
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_a_notebook_with_drawing_functions_runs_judges_and_draws(
+    installed: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "walk.ipynb"
+    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{DRAWN}.md"), path)
+    done = run(installed, tmp_path, "papermill", path.name, "out.ipynb", *words(**SMALL))
+    assert done.returncode == 0, done.stderr
+    assert "chu2023.random_walk." in printed(tmp_path / "out.ipynb")
+    assert pictures(tmp_path / "out.ipynb") == 2  # of the committed results, and of this run
+    assert {p.name for p in tmp_path.iterdir()} == {"walk.ipynb", "out.ipynb"}
+
+
+def test_without_a_registry_a_notebook_runs_and_judges_nothing(
+    installed: Path, tmp_path: Path
+) -> None:
+    site, folder = tmp_path / "site", tmp_path / "here"
+    shutil.copytree(installed, site, ignore=shutil.ignore_patterns("_book"))
+    folder.mkdir()
+    source = ROOT / "notebooks" / f"{DRAWN}.md"
+    jupytext.write(jupytext.read(source), folder / "walk.ipynb")
+    shutil.copy(source.with_name("figures.py"), folder)
+    done = run(site, folder, "papermill", "walk.ipynb", "out.ipynb", *words(**SMALL))
+    assert done.returncode == 0, done.stderr
+    said = printed(folder / "out.ipynb")
+    assert "this notebook runs, and judges nothing" in said
+    assert "not judged      chu2023.random_walk." in said
+    assert "reproduced" not in said
+    assert pictures(folder / "out.ipynb") == 1  # there are no committed results
+
+
+def test_the_wheel_has_the_notebooks_and_no_answers(installed: Path) -> None:
+    found = {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()}
+    book = {name.split("/_book/")[1] for name in found if "/_book/" in name}
+    command = ["git", "ls-files", "notebooks", "book/results", "book/claims.toml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    wanted = {n for n in done.stdout.split() if not n.startswith("notebooks/homework/")}
+    assert wanted <= book
+    assert not {name for name in book if "homework" in name}
+    assert {"fabook/__init__.py", "bookkit/cli.py"} <= found
+    assert not {name.split("/")[0] for name in found} & {"book", "notebooks", "figures", "tests"}
 
 
 def test_the_wheel_brings_the_claims(installed: Path, tmp_path: Path) -> None:
