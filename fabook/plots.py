@@ -41,6 +41,8 @@ RULE_LINES: dict[str, Any] = {
     "Shallow": (0, (2, 2)),
     "DRTP": (0, (8, 2, 2, 2)),
 }
+# for what is no rule (seeds, layers, sizes, penalties), from dark to light
+SHADES = ("#2D1E4F", "#3F4A8A", "#2C7C93", "#35A386", "#8CBF4B")
 _LABELS = {name.lower(): name for name in RULE_COLOURS} | {"kolenpollack": "KP"}
 _TEXT = 11.0
 
@@ -248,3 +250,15 @@ def legend(ax: Axes, **options: Any) -> Any:
     handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
     look = {"fontsize": _TEXT - 1, "frameon": False} | options
     return ax.legend(list(handles.values()), list(handles), **look)
+
+
+def letters(axes: Any) -> None:
+    """Write (a), (b), ... before the titles of panels, on their left.
+
+    Args:
+        axes: panels in reading order, an array or a list.
+    """
+    for name, ax in zip("abcdefgh", np.ravel(np.asarray(axes))):
+        title = ax.get_title()
+        ax.set_title("")
+        ax.set_title(f"({name}) {title}", loc="left", fontsize=_TEXT)

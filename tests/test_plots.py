@@ -165,3 +165,15 @@ def test_options_reach_matplotlib() -> None:
     _, ax = plots.figure()
     assert plots.theory_line(ax, [0], [0], label="ODE", linestyle="--").get_linestyle() == "--"
     assert plots.points(ax, [0], [0], label="SGD").get_label() == "SGD"
+
+
+def test_panels_are_lettered_before_their_titles():
+    fig, axes = plots.figure(1, 2)
+    axes[0].set_title("loss")
+    plots.letters(axes)
+    assert [ax.get_title("left") for ax in axes] == ["(a) loss", "(b) "]
+    assert axes[0].get_title() == ""
+
+
+def test_shades_are_no_rule():
+    assert not set(plots.SHADES) & set(plots.RULE_COLOURS.values())

@@ -43,7 +43,6 @@ UNCONVERTED = {
         "refinetti2021/relu_recovery",
         "refinetti2021/structured_targets",
         "robertson2023/alignment",
-        "robertson2023/conservation",
         "robertson2023/minimum_norm",
         "robertson2024/implicit_regularization",
         "robertson2024/multiclass",
