@@ -140,6 +140,40 @@ def stability_matrix(rule: Rule, x: Tensor) -> Tensor:
     return jacobian(BP(rule.net), x) @ jacobian(rule, x).t()
 
 
+def layer_matrices(rule: Rule, x: Tensor) -> dict[str, Tensor]:
+    r"""What each layer adds to the stability matrix, $M = \sum_l J_l J_{FA,l}^T$ (derived).
+
+    The read-out's part is the kernel $G$ of Song, Xu & Lafferty (2021) for any depth, and the
+    hidden layers' together are $H$: the errors of the squared loss move by $-(G + H)\, e$.
+
+    Args:
+        rule, x: as in :func:`jacobian`.
+
+    Returns:
+        (N C, N C) by layer name, bottom to top.
+
+    Raises:
+        ValueError: as :func:`jacobian`.
+
+    Example:
+        >>> from fabook import FA, mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule, x = FA(mlp([4, 3, 2], generator=g), generator=g), torch.randn(2, 4)
+        >>> parts = layer_matrices(rule, x)
+        >>> bool(torch.allclose(sum(parts.values()), stability_matrix(rule, x), atol=1e-5))
+        True
+    """
+    true, ours = jacobian(BP(rule.net), x), jacobian(rule, x)
+    found: dict[str, Tensor] = {}
+    done = 0
+    for name, parameter in rule.net.named_parameters():
+        own = slice(done, done + parameter.numel())
+        part, layer = true[:, own] @ ours[:, own].t(), name.rpartition(".")[0]
+        found[layer] = found[layer] + part if layer in found else part
+        done = own.stop
+    return found
+
+
 def eigenvalues(matrix: Tensor) -> NDArray[np.complex128]:
     """Eigenvalues by rising real part; those of negative real part are unstable directions."""
     found = torch.linalg.eigvals(matrix.double()).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Our runs beside a paper's, cell by cell: when two means agree, and the table that shows it."""
+"""Our runs beside a paper's, cell by cell, and measures of several papers on one time axis."""
 
 from __future__ import annotations
 
@@ -145,3 +145,44 @@ def markdown(
         for i, name in enumerate(rows)
     ]
     return "\n".join([head, rule, *body])
+
+
+def onset(t: ArrayLike, curve: ArrayLike, *, fraction: float = 0.2) -> Array:
+    """When a curve has for good gone so far from its start to its extreme, in logarithmic time.
+
+    The extreme is the value farthest from the first one, above or below. Measures of different
+    scales and signs are compared by it; what crosses the level and comes back has not begun.
+    Derived.
+
+    Args:
+        t: (P,) times that increase, the first of which may be 0.
+        curve: (..., P).
+        fraction: of the way, in (0, 1).
+
+    Returns:
+        (...); NaN where the curve never moves, or ends before that level.
+
+    Raises:
+        ValueError: times that do not increase, or a fraction out of range.
+
+    Example:
+        >>> round(float(onset([0, 1, 100], [0.0, 0.0, 1.0], fraction=0.5)), 9)
+        10.0
+    """
+    at, y = np.asarray(t, dtype=float), np.asarray(curve, dtype=float)
+    if at.ndim != 1 or len(at) < 2 or at[0] < 0 or (np.diff(at) <= 0).any():
+        raise ValueError("times must increase from 0 or above")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie in (0, 1); got {fraction}")
+    way = y - y[..., :1]
+    far = np.take_along_axis(way, np.abs(way).argmax(-1)[..., None], -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = way / far
+    below = ~(share >= fraction)  # NaN counts as below, and so does the first share, 0
+    before = (len(at) - 1 - below[..., ::-1].argmax(-1))[..., None]
+    after = np.minimum(before + 1, len(at) - 1)
+    low, high = (np.take_along_axis(share, i, -1)[..., 0] for i in (before, after))
+    clock = np.log(np.maximum(at, at[1]))
+    first, second = clock[before][..., 0], clock[after][..., 0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.exp(first + (fraction - low) / (high - low) * (second - first))

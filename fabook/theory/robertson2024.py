@@ -24,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ..base import Rule
+from ..losses import Loss
 from ..networks import draw
-from ..rules import FA, output_error
+from ..rules import BP, FA, output_error
 from .robertson2023 import conserved
 
 
@@ -103,6 +105,46 @@ def dominance_share(alignment: Tensor, signals: Tensor) -> Tensor:
     """
     size = signals.square().sum(1)
     return (alignment * size).sum() / (alignment.abs() * size).sum()
+
+
+def layer_shares(
+    rule: Rule,
+    x: Tensor,
+    target: Tensor,
+    *,
+    loss: Loss = "cross_entropy",
+    reduction: str = "mean",
+) -> dict[str, float]:
+    r"""The dominance share of each hidden layer, for any depth and number of outputs.
+
+    $$ D_l = \frac{\sum_j g_j \cdot u_j}{\sum_j |g_j \cdot u_j|} $$
+
+    with the true gradient $g_j$ and the rule's update $u_j$ of the weights into neuron j: the share
+    of the layer's motion that descends. For one output and one hidden layer
+    $g_j \cdot u_j = w_j b_j \|G_j\|^2$, and this is :func:`dominance_share`. Derived.
+
+    Args:
+        rule: on a stack of Linear and Conv2d layers.
+        x, target, loss, reduction: as in :meth:`fabook.Rule.gradients`.
+
+    Returns:
+        Shares in [-1, 1] by layer name, bottom to top; NaN where nothing moves.
+
+    Example:
+        >>> from fabook import BP, mlp
+        >>> net = mlp([4, 3, 2], generator=torch.Generator().manual_seed(0))
+        >>> layer_shares(BP(net), torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1]))
+        {'0': 1.0}
+    """
+    ours, true = (
+        each.gradients(x, target, loss=loss, reduction=reduction) for each in (rule, BP(rule.net))
+    )
+    found: dict[str, float] = {}
+    for name in rule.layers[:-1]:
+        update, gradient = (g[f"{name}.weight"].double().flatten(1) for g in (ours, true))
+        descent = (update * gradient).sum(1)
+        found[name] = float(descent.sum() / descent.abs().sum())
+    return found
 
 
 def kernel(u: Tensor, x: Tensor) -> Tensor:

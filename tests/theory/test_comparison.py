@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fabook.theory.comparison import compare, markdown
+from fabook.theory.comparison import compare, markdown, onset
 
 
 def test_tolerance_is_three_combined_standard_errors_and_the_slack():
@@ -57,3 +57,21 @@ def test_markdown_shows_both_sides_and_the_mark():
         "| a | .50 ± .01<br>**.50** ± .00 (2) ✓ | .20 ± .02 |",
         "| b | .70 ± .01<br>**.90** ± .00 (2) ✗ | **1.25** (1) |",
     ]
+
+
+def test_onset_is_where_a_curve_has_gone_a_fifth_of_its_way():
+    t = np.array([0, 1, 10, 100, 1000])
+    rises = [0.1, 0.1, 0.1, 1.1, 0.9]  # its extreme is 1.1, its start .1
+    found = onset(t, [rises, [-v for v in rises]])
+    np.testing.assert_allclose(found, 10 * 10**0.2)
+    assert onset(t, [0.0, 1.0, 1.0, 1.0, 1.0]) == 1  # before the first look nothing is known
+    np.testing.assert_allclose(onset(t, [0.0, 0.9, 0.0, 1.0, 1.0]), 10 * 10**0.2)  # for good
+    assert np.isnan(onset(t, np.ones(5)))
+    assert np.isnan(onset(t, [0.0, 1.0, 0.0, 0.0, 0.0]))
+
+
+def test_onset_needs_times_that_increase():
+    with pytest.raises(ValueError, match="increase"):
+        onset([0, 2, 1], [0, 0, 1])
+    with pytest.raises(ValueError, match="fraction"):
+        onset([0, 1], [0, 1], fraction=1.0)

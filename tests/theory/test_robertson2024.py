@@ -167,3 +167,14 @@ def test_chance_is_zero_and_perfect_is_one():
     for n in (2, 10, 100):
         assert above_chance(1 / n, n) == pytest.approx(0)
         assert above_chance(1.0, n) == pytest.approx(1)
+
+
+def test_shares_of_layers_are_the_dominance_share_for_one_output():
+    rule, x, y = problem(-0.5, 0.1)
+    found = dom.layer_shares(rule, x, y, loss=dom.half_mean_square)
+    assert found["0"] == pytest.approx(dom.measure(rule, x, y, "squared")["share"])
+    net = mlp([D, 7, 5, 3], activation="relu", generator=stream(0, "net"), dtype=torch.float64)
+    labels = torch.arange(N) % 3
+    assert list(dom.layer_shares(BP(net), x, labels).values()) == pytest.approx([1.0, 1.0])
+    opposed = FA(net, feedback={"0": -net[2].weight.detach(), "2": -net[4].weight.detach()})
+    assert dom.layer_shares(opposed, x, labels)["2"] == pytest.approx(-1.0)

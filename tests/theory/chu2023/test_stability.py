@@ -203,3 +203,17 @@ def test_wrong_arguments_are_named() -> None:
         chu2023.chain_flow([0.0], [0.0], [1.0, 0.5])
     with pytest.raises(ValueError, match="must rise"):
         chu2023.settle(BP(net), x, x[:, :2], lr=0.1, at=[])
+
+
+@pytest.mark.parametrize("kind", [FA, DFA])
+def test_layers_add_up_to_the_stability_matrix(kind: type[Rule]) -> None:
+    x, _ = problem()
+    net = mlp([4, 6, 5, 2], generator=stream(0, "weights"), dtype=F64)
+    rule = kind(net, generator=stream(0, "feedback"))
+    parts = chu2023.layer_matrices(rule, x)
+    assert list(parts) == list(rule.layers)
+    torch.testing.assert_close(sum(parts.values()), chu2023.stability_matrix(rule, x))
+    top = parts[rule.layers[-1]]  # the read-out's kernel, the same under every rule
+    hidden = net[:-1](x).detach()
+    kernel = hidden @ hidden.T + 1  # the biases' ones
+    torch.testing.assert_close(top, torch.kron(kernel, torch.eye(2, dtype=F64)))

@@ -1,0 +1,147 @@
+"""Figures of the chapter, drawn from results alone: label -> Dataset in, figure out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fabook import plots
+
+WINDOW = "#F2E3B3"
+DARK, WARM, COOL, GREEN = "#3B3B45", "#B5651D", "#33658A", "#4F772D"
+CHAPTERS = {  # measure: what is drawn, and whose it is
+    "kernel": ("share of $H$ in $G+H$", "Song"),
+    "unstable": ("unstable directions", "Chu"),
+    "dominance": ("dominance share", "Robertson 2024"),
+    "gradient": ("gradient alignment", "Refinetti"),
+    "readout": (r"$\cos(b,\beta)$ of the read-out", "Song"),
+    "gain": ("norm turned alignment", "Robertson 2023"),
+}
+
+
+def _letters(axes: Any) -> None:
+    for letter, ax in zip("abcd", np.ravel(axes)):
+        ax.set_title(f"({letter}) {ax.get_title()}", loc="left", fontsize=10.5)
+        ax.set_title("")
+
+
+def fa(data: Any) -> Any:
+    """What five papers watch, in one run of FA."""
+    return _one_run(data, "FA")
+
+
+def dfa(data: Any) -> Any:
+    """The same for DFA."""
+    return _one_run(data, "DFA")
+
+
+def _one_run(data: Any, rule: str) -> Any:
+    runs = data["curves"].sel(rule=rule)
+    fig, axes = plots.figure(2, 2, height=2.75, sharex=True)
+    _refinetti(axes[0, 0], runs)
+    _song(axes[0, 1], runs)
+    _chu(axes[1, 0], runs)
+    _robertson(axes[1, 1], runs)
+    first, last = _window(data["onsets"].sel(rule=rule))
+    for ax in axes.flat:
+        ax.axvspan(first, last, color=WINDOW, alpha=0.6, lw=0, zorder=0)
+        ax.axhline(0, color="0.5", lw=0.8, zorder=1)
+        ax.set(xscale="log", ylim=(-0.32, 1.14), xlim=(0.7, float(runs.step[-1])))
+        ax.legend(
+            loc="upper left" if ax is not axes[0, 0] else "center left",
+            bbox_to_anchor=None if ax is not axes[0, 0] else (0.0, 0.47),
+            fontsize=9,
+            frameon=False,
+            labelspacing=0.15,
+            handlelength=1.6,
+            borderaxespad=0.1,
+        )
+    for ax in axes[1]:
+        ax.set_xlabel("step")
+    _letters(axes)
+    return fig
+
+
+def _window(onsets: Any) -> tuple[float, float]:
+    """Earliest and latest onset, of the geometric mean over seeds."""
+    means = np.exp(np.log(onsets["onset"]).mean("seed"))
+    return float(means.min()), float(means.max())
+
+
+def _curve(ax: Any, runs: Any, values: Any, colour: str, line: Any, label: str) -> None:
+    step = np.maximum(runs.step.values, 0.7)
+    plots.band(ax, step, values.values, kind="95%", color=colour, linestyle=line, label=label)
+
+
+def _refinetti(ax: Any, runs: Any) -> None:
+    _curve(ax, runs, runs.loss / runs.loss.isel(step=0), "0.6", "-", "loss / loss at the start")
+    _curve(ax, runs, runs.lower, COOL, "--", "gradient alignment, layer 1")
+    _curve(ax, runs, runs.upper, COOL, "-", "gradient alignment, layer 2")
+    _curve(ax, runs, runs.weight, WARM, "-.", "weight alignment, layer 2")
+    ax.set_title("Refinetti")
+
+
+def _song(ax: Any, runs: Any) -> None:
+    _curve(ax, runs, runs.kernel, WARM, "-", CHAPTERS["kernel"][0])
+    _curve(ax, runs, runs.readout, COOL, "--", CHAPTERS["readout"][0])
+    ax.set_title("Song")
+
+
+def _chu(ax: Any, runs: Any) -> None:
+    _curve(ax, runs, runs.unstable, WARM, "-", "unstable directions")
+    _curve(ax, runs, runs.hidden, COOL, "--", "hidden share of the descent")
+    ax.set_title("Chu")
+
+
+def _robertson(ax: Any, runs: Any) -> None:
+    _curve(ax, runs, runs.dominance, COOL, "--", "dominance share")
+    last = runs["gain"].isel(step=-1)
+    _curve(ax, runs, runs.gain / last, WARM, "-", "alignment gained, of all")
+    grown = (runs.growth / last).mean("seed")
+    step = np.maximum(runs.step.values, 0.7)
+    plots.points(
+        ax, step[::3], grown[::3], color=DARK, markersize=3.5, label="norm gained below it"
+    )
+    ax.set_title("Robertson")
+
+
+def onsets(data: Any) -> Any:
+    """When each measure begins to move, for both rules."""
+    table = data["onsets"]
+    fig, axes = plots.figure(1, 2, height=3.1, sharex=True, sharey=True)
+    names = [str(name) for name in table.measure.values]
+    for ax, rule in zip(axes, ("FA", "DFA")):
+        one = table.sel(rule=rule)
+        look = plots.rule_style(rule)
+        logs = np.log(one["onset"])
+        ax.axvspan(*_window(one), color=WINDOW, alpha=0.6, lw=0)
+        rows = np.arange(len(names))[::-1]
+        for row, name in zip(rows, names):
+            seeds = one["onset"].sel(measure=name).values
+            ax.plot(seeds, np.full(len(seeds), row), "|", color=look["color"], ms=9, alpha=0.6)
+        middle = np.exp(logs.mean("seed").sel(measure=names).values)
+        ax.plot(middle, rows, look["marker"], color=look["color"], ms=6)
+        half = float(np.exp(np.log(one["loss_half"]).mean("seed")))
+        ax.axvline(half, color="0.35", lw=1.3, ls=":")
+        ax.text(
+            half,
+            1.02,
+            "half of the loss",
+            ha="center",
+            fontsize=9,
+            color="0.3",
+            transform=ax.get_xaxis_transform(),
+        )
+        ax.set(xscale="log", xlabel="step", ylim=(-0.6, len(names) - 0.4), title=rule)
+        ax.set_yticks(rows, [f"{CHAPTERS[name][0]}\n{CHAPTERS[name][1]}" for name in names])
+        ax.tick_params(axis="y", labelsize=9)
+    axes[0].set_xlim(*_decades(table["onset"].sel(rule=["FA", "DFA"]).values))
+    _letters(axes)
+    return fig
+
+
+def _decades(values: Any) -> tuple[float, float]:
+    """Whole decades around positive values, so that the axis has its ticks."""
+    logs = np.log10(values[np.isfinite(values)])
+    return 10.0 ** np.floor(logs.min()), 10.0 ** np.ceil(logs.max())
