@@ -1,0 +1,206 @@
+"""Figures of the chapter, drawn from results alone: label -> Dataset in, figure out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fabook import plots
+
+NAMES = {"linear": "linear", "relu": "ReLU", "tanh": "tanh"}
+KINDS = {  # colours that no rule has
+    "linear": ("#8C564B", "s"),
+    "relu": ("#2A8A8C", "o"),
+    "tanh": ("#3B2F6B", "^"),
+}
+GREY = "0.4"
+
+
+def letter(axes: Any) -> None:
+    """Write (a), (b), ... before the titles of the panels."""
+    for name, ax in zip("abcd", np.ravel(axes)):
+        title = ax.get_title()
+        ax.set_title("")
+        ax.set_title(f"({name}) {title}", loc="left", fontsize=11)
+
+
+def shades(count: int) -> list[Any]:
+    """A sequential palette, light to dark: widths and penalties."""
+    import matplotlib as mpl
+
+    return [mpl.colormaps["viridis_r"](place) for place in np.linspace(0.12, 0.95, count)]
+
+
+def interval(runs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over seeds, the last axis, and half of its 95 % interval."""
+    values = np.asarray(runs, dtype=float)
+    low, high = plots.band_edges(values.T, kind="95%")
+    return values.mean(-1), (high - low) / 2
+
+
+def width_axis(ax: Any, widths: Any, *, every: int = 1) -> None:
+    """A logarithmic axis with the widths that were run as ticks."""
+    names = [f"{p}" if p < 10_000 else f"{p / 1000:g}k" for p in widths]
+    ax.set(xscale="log", xlabel="hidden units $p$")
+    ax.set_xticks(widths[::every], names[::every])
+    ax.minorticks_off()
+
+
+def middle_of(runs: Any) -> Any:
+    """Geometric mean over seeds."""
+    return np.exp(np.log(runs).mean("seed"))
+
+
+# --- convergence ---------------------------------------------------------------------------------
+
+
+def convergence(data: Any) -> Any:
+    """Errors at several widths, single steps, kernels and movement against width."""
+    fig, axes = plots.figure(2, 2, height=2.75)
+    _errors(axes[0, 0], data["relu"])
+    _shrinkage(axes[0, 1], data)
+    one = data["relu_runs"]
+    series = [
+        (one.h_over_gamma, r"$\|H\|/\gamma$", "#B5651D", "s"),
+        (one.g_off, r"$\|G-\bar G\|/\|\bar G\|$", "#2A8A8C", "o"),
+    ]
+    _powers(axes[1, 0], series)
+    axes[1, 0].axhline(1, color=GREY, lw=1, ls=(0, (5, 2)), zorder=1)
+    axes[1, 0].set(title="kernels", ylabel="at the start")
+    series = [
+        (one.largest, r"largest $|\beta_r-\beta_r(0)|$", "#B5651D", "s"),
+        (one.typical, "root mean square", "#2A8A8C", "o"),
+    ]
+    _powers(axes[1, 1], series)
+    law = np.sqrt(2 * np.log(one.width) / one.width)
+    scale = float((one.largest.mean("seed") / law)[-1])
+    plots.theory_line(
+        axes[1, 1], one.width, scale * law, linewidth=1.3, label=r"$\propto\sqrt{\log p/p}$"
+    )
+    axes[1, 1].set(title="movement", ylabel="start to end")
+    for ax in axes[1]:
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high * 5)
+        plots.legend(ax, loc="upper right", fontsize=9, ncols=1, labelspacing=0.2)
+    letter(axes)
+    return fig
+
+
+def _errors(ax: Any, table: Any) -> None:
+    widths = [p for p in (200, 800, 3200, 12800) if p in table.width]
+    for p, colour in zip(widths, shades(len(widths))):
+        rows = table.relative.sel(width=p)
+        if p == widths[-1]:
+            edges = plots.band_edges(rows.values)
+            ax.fill_between(table.step, *edges, color=colour, alpha=0.2, lw=0)
+        ax.plot(table.step, middle_of(rows), color=colour, label=f"$p$ = {p}")
+    prediction = middle_of(table.kernel[-1])
+    plots.theory_line(ax, table.step, prediction, linewidth=1.2, label=r"kernel $\bar G$")
+    bound = np.exp(-float(table.eta * table.gamma) * table.step / 4)
+    ax.plot(table.step, bound, color=GREY, ls=(0, (5, 2)), lw=1.6, label="theorem")
+    ax.set(yscale="log", xlabel="steps", ylabel="error / initial", title="ReLU, several widths")
+    ax.set_ylim(bottom=1e-6)
+    plots.legend(ax, loc="lower left", fontsize=9, labelspacing=0.2)
+
+
+def _shrinkage(ax: Any, data: Any) -> None:
+    for name, (colour, marker) in KINDS.items():
+        if name not in data:
+            continue
+        table = data[name].sel(width=3200) if name == "relu" else data[name]
+        time = table.step * float(table.eta * table.gamma)
+        look = {"color": colour, "linewidth": 1.3, "label": None}
+        plots.theory_line(ax, time, table.kernel_shrink.min("seed"), **look)
+        dots = (table.step % (int(table.step[-1]) * 3 // 50) == 0).values
+        values = table.shrink.min("seed").values
+        plots.points(
+            ax, time[dots], values[dots], color=colour, marker=marker, label=NAMES[name],
+            markersize=4.5,
+        )  # fmt: skip
+    for level, text in ((1 / 4, "theorem, ReLU and tanh"), (1 / 2, "theorem, linear")):
+        ax.axhline(level, color=GREY, ls=(0, (5, 2)), lw=1.6)
+        at = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        ax.text(0.99, level * 1.05, text, color="0.25", fontsize=9, **at)
+    ax.set(yscale="log", xlabel=r"time $\eta\gamma t$", xlim=(-0.3, 10), ylim=(0.2, None))
+    ax.set(ylabel=r"share of a step / $\eta\gamma$", title="one step at a time")
+    ax.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+    ax.minorticks_off()
+    plots.legend(ax, loc="upper right", fontsize=9, labelspacing=0.2)
+
+
+def _powers(ax: Any, series: Any) -> None:
+    """Means with 95 % intervals against width, and lines of slope -1/2 through the last."""
+    for runs, label, colour, marker in series:
+        mean, half = interval(runs)
+        widths = runs.width.values
+        half = np.minimum(half, 0.9 * mean)  # a bar that reaches zero has no end on this axis
+        plots.points(ax, widths, mean, error=half, color=colour, marker=marker, label=label)
+        guide = mean[-1] * np.sqrt(widths[-1] / widths)
+        ax.plot(widths, guide, color=colour, lw=1, ls="--", zorder=1)
+    ax.set(yscale="log")
+    width_axis(ax, widths, every=1 if len(widths) < 4 else 2)
+
+
+def read_out_alone(data: Any) -> Any:
+    """FA beside the frozen first layer: two widths in time, all widths in steps needed."""
+    fig, axes = plots.figure(1, 2, height=2.9)
+    table, runs = data["relu"], data["relu_runs"]
+    narrow = int(table.width[table.width <= 400][-1])
+    for p, colour in zip((narrow, 3200), ("#B5651D", "#2A8A8C")):
+        one = table.sel(width=p)
+        axes[0].plot(one.step, middle_of(one.relative), color=colour, label=f"$p$ = {p}, FA")
+        label = f"$p$ = {p}, frozen"
+        axes[0].plot(one.step, middle_of(one.alone), color=colour, ls=(0, (3, 2)), label=label)
+    axes[0].set(yscale="log", xlabel="steps", ylabel="error / initial", title="two widths")
+    axes[0].set_ylim(bottom=1e-6)
+    plots.legend(axes[0], loc="lower left", fontsize=9, labelspacing=0.2)
+    widths = runs.width.values
+    mean, half = interval(runs.pace)
+    for values in runs.pace.transpose("seed", "width").values:
+        axes[1].plot(widths * 1.06, values, ".", color="0.7", ms=5, zorder=2)
+    plots.points(axes[1], widths, mean, error=half, color="#2A8A8C", label="mean")
+    axes[1].axhline(1, color=GREY, lw=1.2, ls=(0, (5, 2)))
+    axes[1].set(ylabel="steps of FA / of the read-out", title="to 1 % of the error")
+    axes[1].set_ylim(bottom=0)
+    width_axis(axes[1], widths, every=1 if len(widths) < 4 else 2)
+    letter(axes)
+    return fig
+
+
+def loss_curves(data: Any) -> Any:
+    """The published loss curves beside ours, one panel for each kind of unit."""
+    fig, axes = plots.figure(1, 3, height=3.5)
+    stars = data["published"]
+    for ax, (name, title) in zip(axes, NAMES.items()):
+        table = data[f"loss_{name}"]
+        for penalty, colour in zip(table.penalty.values, shades(table.sizes["penalty"])):
+            runs = table.loss.sel(penalty=penalty)
+            edges = plots.band_edges(runs.values)
+            ax.fill_between(table.step, *edges, color=colour, alpha=0.2, lw=0)
+            ax.plot(table.step, runs.mean("seed"), color=colour, label=f"λ = {penalty:g}")
+            row = stars.loss.sel(curve=f"{name} {penalty:g}")
+            for step, value in zip(stars.step.values, row.values):
+                if step <= table.step[-1]:
+                    plots.paper_value(
+                        ax, value, x=step, color=colour, markeredgecolor="black",
+                        markeredgewidth=0.6, markersize=9, label=None,
+                    )  # fmt: skip
+        visible = table.theory.where(table.theory > 3e-11)
+        look = {"linewidth": 1.2, "linestyle": (0, (6, 2)), "label": "derived"}
+        plots.theory_line(ax, table.step, visible, **look)
+        star = {"marker": "*", "color": "white", "markeredgecolor": "black", "ls": "none"}
+        ax.plot([], [], markersize=9, label="published", **star)
+        if name == "relu":
+            ax.axhspan(1e-13, 1.5e-8, color="0.92", lw=0, zorder=0)
+            ax.set_ylim(bottom=1e-13)
+            ax.text(0.5, 0.03, "rounding", transform=ax.transAxes, ha="center", fontsize=9)
+        last = int(table.step[-1])
+        ticks = [0, 2000, 4000] if last > 2000 else [0, last // 2, last]
+        ax.set(yscale="log", xlabel="steps", title=title)
+        ax.set_xticks(ticks, [f"{k}" for k in ticks])
+        place = {"loc": "upper center", "bbox_to_anchor": (0.46, -0.2), "ncols": 1}
+        plots.legend(ax, fontsize=9, labelspacing=0.2, **place)
+    axes[0].set_ylabel("mean squared error")
+    letter(axes)
+    return fig
