@@ -17,14 +17,6 @@ KINDS = {  # colours that no rule has
 GREY = "0.4"
 
 
-def letter(axes: Any) -> None:
-    """Write (a), (b), ... before the titles of the panels."""
-    for name, ax in zip("abcd", np.ravel(axes)):
-        title = ax.get_title()
-        ax.set_title("")
-        ax.set_title(f"({name}) {title}", loc="left", fontsize=11)
-
-
 def shades(count: int) -> list[Any]:
     """A sequential palette, light to dark: widths and penalties."""
     import matplotlib as mpl
@@ -83,7 +75,7 @@ def convergence(data: Any) -> Any:
         low, high = ax.get_ylim()
         ax.set_ylim(low, high * 5)
         plots.legend(ax, loc="upper right", fontsize=9, ncols=1, labelspacing=0.2)
-    letter(axes)
+    plots.letters(axes)
     return fig
 
 
@@ -164,7 +156,7 @@ def read_out_alone(data: Any) -> Any:
     axes[1].set(ylabel="steps of FA / of the read-out", title="to 1 % of the error")
     axes[1].set_ylim(bottom=0)
     width_axis(axes[1], widths, every=1 if len(widths) < 4 else 2)
-    letter(axes)
+    plots.letters(axes)
     return fig
 
 
@@ -202,5 +194,5 @@ def loss_curves(data: Any) -> Any:
         place = {"loc": "upper center", "bbox_to_anchor": (0.46, -0.2), "ncols": 1}
         plots.legend(ax, fontsize=9, labelspacing=0.2, **place)
     axes[0].set_ylabel("mean squared error")
-    letter(axes)
+    plots.letters(axes)
     return fig

@@ -48,7 +48,6 @@ UNCONVERTED = {
         "robertson2024/multiclass",
         "song2021/alignment_linear",
         "song2021/alignment_nonlinear",
-        "song2021/convergence",
         "song2021/mnist",
     )
 }
