@@ -20,12 +20,6 @@ CHAPTERS = {  # measure: what is drawn, and whose it is
 }
 
 
-def _letters(axes: Any) -> None:
-    for letter, ax in zip("abcd", np.ravel(axes)):
-        ax.set_title(f"({letter}) {ax.get_title()}", loc="left", fontsize=10.5)
-        ax.set_title("")
-
-
 def fa(data: Any) -> Any:
     """What five papers watch, in one run of FA."""
     return _one_run(data, "FA")
@@ -59,7 +53,7 @@ def _one_run(data: Any, rule: str) -> Any:
         )
     for ax in axes[1]:
         ax.set_xlabel("step")
-    _letters(axes)
+    plots.letters(axes)
     return fig
 
 
@@ -137,7 +131,7 @@ def onsets(data: Any) -> Any:
         ax.set_yticks(rows, [f"{CHAPTERS[name][0]}\n{CHAPTERS[name][1]}" for name in names])
         ax.tick_params(axis="y", labelsize=9)
     axes[0].set_xlim(*_decades(table["onset"].sel(rule=["FA", "DFA"]).values))
-    _letters(axes)
+    plots.letters(axes)
     return fig
 
 
@@ -145,3 +139,127 @@ def _decades(values: Any) -> tuple[float, float]:
     """Whole decades around positive values, so that the axis has its ticks."""
     logs = np.log10(values[np.isfinite(values)])
     return 10.0 ** np.floor(logs.min()), 10.0 ** np.ceil(logs.max())
+
+
+def identity(data: Any) -> Any:
+    """Regularised alignment, rest, the alignment phase, and what direct feedback keeps."""
+    fig, axes = plots.figure(2, 2, height=2.9)
+    _regularised(axes[0, 0], data["song"])
+    _rest(axes[0, 1], data["rest"])
+    _phase(axes[1, 0], data["phase"])
+    _direct(axes[1, 1], data["neurons"])
+    plots.letters(axes)
+    return fig
+
+
+SHADES = ("#B5651D", "#33658A", "#4F772D", "#6D6875")
+
+
+def _regularised(ax: Any, song: Any) -> None:
+    low = float(min(song.measured.min(), song.predicted.min())) - 0.03
+    plots.theory_line(ax, [low, 1], [low, 1], linewidth=1.2, label=None)
+    for colour, penalty in zip(SHADES, song.penalty.values):
+        for marker, width in zip("os^D", song.width.values):
+            one = song.sel(penalty=penalty, width=width)
+            name = rf"$\lambda$ = {penalty:g}" if marker == "o" else None
+            ax.plot(
+                one.predicted, one.measured, marker, ms=4.5, mfc="none", color=colour, label=name
+            )
+    shapes = [
+        f"{mark} {width}"
+        for mark, width in zip(("circle", "square", "triangle"), song.width.values)
+    ]
+    ax.text(
+        0.98,
+        0.04,
+        "width:\n" + "\n".join(shapes),
+        transform=ax.transAxes,
+        ha="right",
+        fontsize=9,
+        linespacing=1.15,
+    )
+    ax.set(
+        xlabel="predicted cosine",
+        ylabel=r"measured $\cos(b,\beta)$",
+        xlim=(low, 1),
+        ylim=(low, 1),
+        title="penalty on the read-out",
+    )
+    plots.legend(ax, loc="upper left", fontsize=9, labelspacing=0.2, handletextpad=0.1)
+
+
+def _rest(ax: Any, rest: Any) -> None:
+    ax.axhline(1, color="black", lw=1.2, ls="--")
+    for marker, width, shift in zip("os^", rest.width.values, (0.96, 1.04, 1.0)):
+        one = rest.sel(width=width)
+        for k, seed in enumerate(one.ratio.values):
+            ax.plot(
+                one.penalty * shift,
+                seed,
+                marker,
+                ms=4.5,
+                mfc="none",
+                color=SHADES[1],
+                label=f"squared norm / alignment, width {width}" if k == 0 else None,
+            )
+            ax.plot(
+                one.penalty * shift,
+                one.cosine.values[k],
+                marker,
+                ms=4.5,
+                color=SHADES[0],
+                label=rf"$\cos(b,\beta)$, width {width}" if k == 0 else None,
+            )
+    ax.set(
+        xscale="log",
+        xlabel=r"decay $\lambda$ of both layers",
+        ylim=(0.84, 1.12),
+        title="rest",
+    )
+    ax.set_xticks(rest.penalty.values, [f"{v:g}" for v in rest.penalty.values])
+    ax.minorticks_off()
+    plots.legend(ax, loc="upper left", fontsize=9, labelspacing=0.2, handletextpad=0.1)
+
+
+def _phase(ax: Any, phase: Any) -> None:
+    step = np.maximum(phase.step.values, 0.7)
+    for colour, layer, name in zip(SHADES, phase.layer.values, ("layer 2", "read-out")):
+        one = phase.sel(layer=layer)
+        plots.theory_line(
+            ax, step, one.read.mean("seed"), color=colour, linewidth=1.5, label=f"{name}, norms"
+        )
+        plots.points(
+            ax,
+            step[::2],
+            one.measured.mean("seed")[::2],
+            color=colour,
+            markersize=4,
+            label=f"{name}, measured",
+        )
+    ax.axhline(0, color="0.6", lw=0.8)
+    ax.set(xscale="log", xlabel="step", ylabel="weight alignment", title="FA: read off the norms")
+    plots.legend(ax, loc="upper left", fontsize=9, labelspacing=0.2)
+
+
+def _direct(ax: Any, neurons: Any) -> None:
+    for colour, marker, layer, name in (
+        (SHADES[0], "^", "first", "hidden layer 1"),
+        (SHADES[1], "o", "last", "hidden layer 2"),
+    ):
+        ax.plot(
+            neurons[f"{layer}_gain"],
+            neurons[f"{layer}_norm"],
+            marker,
+            ms=4,
+            mfc="none",
+            color=colour,
+            label=name,
+        )
+    low, high = ax.get_xlim()
+    plots.theory_line(ax, [low, high], [low, high], linewidth=1.2, label=None)
+    ax.set(
+        xlabel="alignment gained by a neuron",
+        ylabel="norm gained",
+        title="DFA keeps one layer",
+    )
+    plots.legend(ax, loc="upper left", fontsize=9, labelspacing=0.2, handletextpad=0.1)
