@@ -257,3 +257,137 @@ def _width(ax: Any, width: Any, images: int) -> None:
         )
     ax.set(xlabel="hidden units $H$", ylim=(-0.01, 0.42), title="width, unrelated feedback")
     plots.legend(ax, loc="upper right", fontsize=9)
+
+
+SWITCHES: dict[str, dict[str, Any]] = {  # the colour is that of the rule after the switch
+    "BP → FA": {"color": plots.RULE_COLOURS["FA"], "ls": "-"},
+    "BP → DFA": {"color": plots.RULE_COLOURS["DFA"], "ls": "-."},
+    "FA → BP": {"color": plots.RULE_COLOURS["BP"], "ls": "-"},
+    "DFA → BP": {"color": plots.RULE_COLOURS["BP"], "ls": "-."},
+    "BP → own weights": {"color": "0.6", "ls": (0, (4, 1.5))},
+}
+AWAY = ["BP → FA", "BP → DFA"]
+
+
+def _epochs(table: Any) -> np.ndarray:
+    return table.step.values / float(table.per_epoch)
+
+
+def _seeds(ax: Any, at: np.ndarray, runs: np.ndarray, label: str | None, **look: Any) -> None:
+    """Every seed as a thin line, their mean as a thick one."""
+    ax.plot(at, runs.T, **(look | {"ls": "-", "lw": 0.8, "alpha": 0.35, "zorder": 2}))
+    ax.plot(at, runs.mean(0), label=label, **({"lw": 2.0, "zorder": 4} | look))
+
+
+def _above(fig: Any, ax: Any, columns: int) -> None:
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    fig.legend(
+        list(handles.values()),
+        list(handles),
+        ncols=columns,
+        loc="outside upper center",
+        frameon=False,
+        fontsize=10,
+    )
+
+
+def switching(data: Any) -> Any:
+    """Loss after a switch, its changes against the alignment, accuracy, the climb by width."""
+    fig, ((loss, sign), (accuracy, width)) = plots.figure(2, 2, height=2.75)
+    table = data["narrow"]
+    at = _epochs(table)
+    centre = np.concatenate([at[:1], (at[1:] + at[:-1]) / 2])  # losses are means over windows
+    for name, look in SWITCHES.items():
+        one = table.sel(switch=name)
+        words = "BP → FA, feedback = weights" if name == "BP → own weights" else name
+        loss.plot(
+            centre, one.loss.values.T, color=look["color"], lw=0.8, alpha=0.35, label="_nolegend_"
+        )
+        mean = np.exp(np.log(one.loss.values).mean(0))
+        loss.plot(centre, mean, label=words, lw=2.0, zorder=5 if "own" in name else 4, **look)
+        _seeds(accuracy, at, 100 * one.test.values, None, **look)
+    loss.set(yscale="log", ylabel="training loss", title="loss")
+    accuracy.set(ylabel="test accuracy (%)", title="accuracy")
+    for ax in (loss, accuracy):
+        ax.set_xlabel("epochs after the switch")
+    _signs(sign, table)
+    _climbs(width, data["widths"])
+    _letters((loss, sign, accuracy, width))
+    _above(fig, loss, 3)
+    return fig
+
+
+def _signs(ax: Any, table: Any) -> None:
+    """Change of the loss from look to look against the alignment in between, every run."""
+    for name, marker in zip(AWAY, "ov"):
+        one = table.sel(switch=name)
+        change = np.diff(np.log(one.loss.values), axis=1)
+        cosine = (one.network.values[:, 1:] + one.network.values[:, :-1]) / 2
+        clear = np.abs(change) > np.log(1.1)
+        for chosen, look in (
+            (~clear, {"color": "0.8", "zorder": 2}),
+            (clear, {"color": SWITCHES[name]["color"], "zorder": 4}),
+        ):
+            ax.plot(cosine[chosen], change[chosen], marker, mfc="none", ms=4, **look)
+    runs = table.sel(switch=AWAY)
+    change = np.log(runs.loss).diff("step")
+    left, right = float(runs.network.min()) - 0.05, float(runs.network.max()) + 0.05
+    low, high = float(change.min()) - 0.1, float(change.max()) + 0.1
+    ax.set(xlim=(left, right), ylim=(low, high))
+    ax.fill_between([left, 0], 0, high, color=UNSTABLE, alpha=0.12, lw=0)
+    ax.fill_between([0, right], low, 0, color=STABLE, alpha=0.08, lw=0)
+    ax.axhline(0, color="0.4", lw=0.9)
+    ax.axvline(0, color="0.4", lw=0.9)
+    for word, x, y, side, up, colour in (
+        ("rises", 0.03, 0.97, "left", "top", UNSTABLE),
+        ("falls", 0.97, 0.03, "right", "bottom", STABLE),
+    ):
+        ax.text(x, y, word, transform=ax.transAxes, ha=side, va=up, color=colour, fontsize=10)
+    ax.set(xlabel="cosine of network and gradient", ylabel="change of ln loss", title="alignment")
+
+
+def _climbs(ax: Any, widths: Any) -> None:
+    places = np.arange(widths.sizes["width"])
+    spread = np.linspace(-0.05, 0.05, widths.sizes["seed"])
+    for name, shift, marker in zip(AWAY, (-0.13, 0.13), "ov"):
+        colour = SWITCHES[name]["color"]
+        for place, values in zip(places, widths.peak.sel(switch=name).values):
+            plots.points(
+                ax,
+                place + shift + spread,
+                values,
+                color=colour,
+                label=None,
+                marker=marker,
+                markersize=4.5,
+            )
+    ax.axhline(1, color="0.4", lw=0.9)
+    ax.set_xticks(places, [str(int(w)) for w in widths.width.values])
+    ax.set(
+        yscale="log",
+        xlabel="units in each hidden layer",
+        ylabel="highest / initial loss",
+        title="width",
+        xlim=(-0.5, len(places) - 0.5),
+    )
+    top = max(2.0, 1.3 * float(widths.peak.max()))
+    ticks = [t for t in (1, 2, 5, 10, 20, 50) if t <= top]
+    ax.set_ylim(0.85, top)
+    ax.set_yticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
+
+
+def alignments(data: Any) -> Any:
+    """Cosines with the gradient after a switch away from BP: the network, and hidden layers."""
+    fig, axes = plots.figure(1, 2, height=2.9, sharey=True)
+    table = data["narrow"]
+    for ax, part, title in zip(axes, ("network", "hidden"), ("whole network", "hidden layers")):
+        for name in AWAY:
+            values = table[part].sel(switch=name).values
+            _seeds(ax, _epochs(table), values, name, **SWITCHES[name])
+        ax.axhline(0, color="0.4", lw=0.9)
+        ax.set(xlabel="epochs after the switch", title=title)
+    axes[0].set_ylabel("cosine with the gradient")
+    _letters(axes)
+    _above(fig, axes[0], 2)
+    return fig
