@@ -129,3 +129,89 @@ def fluctuations(data: Any) -> Any:
     ax.set_yticks([0.005, 0.01, 0.02, 0.03], ["0.005", "0.01", "0.02", "0.03"])
     plots.legend(ax, loc="upper right", fontsize=9.5)
     return fig
+
+
+NOISE = {
+    0.0: ("#1B1B3A", "-"),
+    0.1: ("#3B2F6B", (0, (6, 1.5))),
+    0.2: ("#2A6F97", "--"),
+    0.5: ("#2A8A8C", "-."),
+    0.9: ("#8FBF3F", ":"),
+    1.0: ("#B0A030", (0, (1, 1))),
+}
+NAMES = {"relu": "ReLU", "tanh": "tanh"}
+
+
+def draw_noise(ax: Any, x: Any, curves: Any, *, rescaled: bool = False) -> None:
+    """One line and band over seeds for each fraction of random labels."""
+    for p in curves["noise"].values:
+        colour, line = NOISE.get(float(p), ("0.5", "-"))
+        values = curves.sel(noise=p).values[:, 1:]
+        at = (1 - p) * x if rescaled else x
+        plots.band(ax, at, values, color=colour, linestyle=line, label=f"$p$ = {p:g}")
+
+
+def label_noise(data: Any) -> Any:
+    """The delay of alignment, the law behind it, and what learning by heart does."""
+    curves, delays, heart = data["curves"], data["delays"], data["by_heart"]
+    update, level = curves["update"].values[1:], float(delays["level"])
+    rise = (curves["weight"] - curves["weight"].isel(update=0)).sel(activation="tanh")
+    fig, axes = plots.figure(2, 2, height=2.5)
+    (raw, scaled), (delay, late) = axes
+    draw_noise(raw, update, rise)
+    draw_noise(scaled, update, rise.sel(noise=rise["noise"] < 1), rescaled=True)
+    until = 3 * float(delays["onset"].sel(activation="tanh", noise=0.5).mean())
+    for ax in (raw, scaled):
+        ax.axhline(level, color="0.4", lw=1.2, ls=":")
+        ax.set(xscale="log", ylim=(-0.02, 4 * level))
+    raw.set(title="tanh: rise of weight alignment", xlabel="updates", xlim=(0.5, 10 * until))
+    scaled.set(
+        title="the law: one curve", xlabel="$(1-p)$ × updates", xlim=(update[0] / 2, 2 * until)
+    )
+    plots.legend(raw, fontsize=9, loc="upper left")
+    fine = np.linspace(0, 0.93, 200)
+    plots.theory_line(delay, fine, 1 / (1 - fine), label="$1/(1-p)$")
+    for marker, colour, shift, name in zip("os", (UNITS[0], UNITS[1]), (-0.008, 0.008), NAMES):
+        part = delays["delay"].sel(activation=name, noise=delays["noise"] < 1)
+        low, high = plots.band_edges(part.values.T, kind="95%")
+        mean = part.mean("seed").values
+        plots.points(
+            delay,
+            part["noise"].values + shift,
+            mean,
+            error=(mean - low, high - mean),
+            marker=marker,
+            color=colour,
+            label=NAMES[name],
+        )
+    delay.set(yscale="log", xlabel="fraction $p$ of random labels", title="delay of alignment")
+    delay.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"], minor=False)
+    delay.minorticks_off()
+    plots.legend(delay, loc="upper left", fontsize=9.5)
+    draw_noise(late, heart["update"].values[1:], heart["weight"].sel(activation="tanh"))
+    late.set(
+        xscale="log", xlabel="updates", title="tanh: learned by heart", ylabel="weight alignment"
+    )
+    plots.legend(late, loc="lower right", fontsize=9.5)
+    plots.letters(axes)
+    return fig
+
+
+def label_noise_more(data: Any) -> Any:
+    """Gradient alignment of both activations, and what ReLU units do."""
+    curves, heart = data["curves"], data["by_heart"]
+    update, early = curves["update"].values[1:], int(data["sizes"]["early"])
+    fig, axes = plots.figure(2, 2, height=2.4)
+    for ax, name in zip(axes[0], NAMES):
+        draw_noise(ax, update, curves["gradient"].sel(activation=name))
+        ax.axvline(early, color="0.5", ls=(0, (2, 2)), lw=1.2)
+        ax.set(xscale="log", title=f"{NAMES[name]}: gradient alignment", ylim=(-0.1, 1))
+    plots.legend(axes[0, 0], fontsize=9, loc="upper left")
+    rise = curves["weight"] - curves["weight"].isel(update=0)
+    draw_noise(axes[1, 0], update, rise.sel(activation="relu"))
+    draw_noise(axes[1, 1], heart["update"].values[1:], heart["weight"].sel(activation="relu"))
+    titles = ("ReLU: rise of weight alignment", "ReLU: learned by heart")
+    for ax, title in zip(axes[1], titles):
+        ax.set(xscale="log", xlabel="updates", title=title)
+    plots.letters(axes)
+    return fig

@@ -38,7 +38,6 @@ UNCONVERTED = {
         "refinetti2021/deep_linear",
         "refinetti2021/deep_networks",
         "refinetti2021/degeneracy_breaking",
-        "refinetti2021/label_noise",
         "refinetti2021/online_dynamics",
         "refinetti2021/relu_recovery",
         "refinetti2021/structured_targets",
