@@ -215,3 +215,82 @@ def label_noise_more(data: Any) -> Any:
         ax.set(xscale="log", xlabel="updates", title=title)
     plots.letters(axes)
     return fig
+
+
+CORNERS = (("#1B1B3A", "-"), ("#2A6F97", "--"), ("#2A8A8C", "-."), ("#8FBF3F", ":"))
+
+
+def structured_targets(data: Any) -> Any:
+    """Gradient alignment against published values, weight alignment, and linear units."""
+    last = data["alignment"]["gradient"].isel(epoch=-1)
+    theirs, target = data["published"]["gradient"], data["published_weight"]
+    fig, axes = plots.figure(2, 2, height=2.5)
+    for ax, name in zip(axes[0], NAMES):
+        shown = [b for b in (1.0, 0.6, 0.2) if b in last["beta"].values]
+        for shift, beta, (colour, line), marker in zip((-0.012, 0, 0.012), shown, CORNERS, "os^"):
+            part = last.sel(activation=name, beta=beta)
+            mean = part.mean("seed").values
+            low, high = plots.band_edges(part.transpose("seed", "alpha").values, kind="95%")
+            at, look = part["alpha"].values + shift, {"color": colour, "marker": marker}
+            ax.plot(at, mean, color=colour, lw=1.2, ls=line)
+            plots.points(
+                ax, at, mean, error=(mean - low, high - mean), label=f"β = {beta:g}", **look
+            )
+            cells = theirs.sel(activation=name, beta=beta)
+            star = {"marker": "*", "ls": "none", "ms": 10, "color": colour, "zorder": 5}
+            ax.plot(cells["alpha"].values, cells.values, mec="white", **star)
+        ax.plot([], [], marker="*", ls="none", ms=10, color="0.3", label="published")
+        ax.set(xlabel="α, spread of output 2", title=f"{NAMES[name]}: gradient alignment")
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(low - 0.4 * (high - low), high)  # room for the legend
+    plots.legend(axes[0, 0], loc="lower right", fontsize=9)
+    ax, table = axes[1, 0], data["alignment"]
+    epoch = table["epoch"].values[1:]
+    for i, ((a, b), (colour, line)) in enumerate(zip(PLACES, CORNERS)):
+        cell = table["weight"].sel(activation="tanh", alpha=a, beta=b)
+        label = f"α = {a:g}, β = {b:g}"
+        plots.band(ax, epoch, cell.values[:, 1:], color=colour, linestyle=line, label=label)
+        peak, end = (float(target[k].sel(activation="tanh")[i]) for k in ("peak", "end"))
+        top = int(cell.values[:, 1:].mean(0).argmax())
+        ax.plot(epoch[top], peak, marker="*", ms=11, color=colour, mec="white", zorder=5)
+        ax.plot([1.15 * epoch[-1], 1.9 * epoch[-1]], [end, end], color=colour, lw=2.4)
+    ax.set(xscale="log", xlabel="epochs", title="tanh: weight alignment", ylim=(-0.02, 0.4))
+    plots.legend(ax, loc="upper left", fontsize=9, ncols=2, columnspacing=0.8, handlelength=1.7)
+    ax, table = axes[1, 1], data["linear"]
+    update = table["update"].values
+    for i, (colour, line) in enumerate(CORNERS):
+        plots.theory_line(
+            ax, update, table["theory"].values[i], color=colour, linestyle=line, label=None
+        )
+        plots.points(ax, update, table["network"].values[i], color=colour, label=None, marker="o")
+    ax.plot([], [], color="0.3", label="recursion")
+    ax.plot([], [], color="0.3", marker="o", mfc="white", ls="none", label="network")
+    ax.set(xscale="log", xlabel="updates", title="linear units: gradient alignment")
+    plots.legend(ax, loc="best", fontsize=9)
+    plots.letters(axes)
+    return fig
+
+
+PLACES = ((1.0, 1.0), (1.0, 0.2), (0.2, 1.0), (0.2, 0.2))  # alpha and beta of the corners
+
+
+def structured_maps(data: Any) -> Any:
+    """Published and our gradient alignment as maps over alpha and beta, on one scale."""
+    here = data["alignment"]["gradient"].isel(epoch=-1).mean("seed")
+    fig, axes = plots.figure(2, 2, height=2.5)
+    for row, name in zip(axes, NAMES):
+        for ax, table, whose in zip(
+            row, (data["published"]["gradient"], here), ("published", "here")
+        ):
+            part = table.sel(activation=name)
+            ax.imshow(part.values, aspect="auto", cmap="viridis", vmin=0.6, vmax=0.88)
+            for i, j in np.argwhere(np.isfinite(part.values)):
+                value = part.values[i, j]
+                colour = "white" if value < 0.74 else "black"
+                ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+            ax.set_xticks(range(part.sizes["alpha"]), [f"{a:g}" for a in part["alpha"].values])
+            ax.set_yticks(range(part.sizes["beta"]), [f"{b:g}" for b in part["beta"].values])
+            ax.set(title=f"{NAMES[name]}, {whose}", xlabel="α", ylabel="β")
+            ax.grid(False)
+    plots.letters(axes)
+    return fig

@@ -40,7 +40,6 @@ UNCONVERTED = {
         "refinetti2021/degeneracy_breaking",
         "refinetti2021/online_dynamics",
         "refinetti2021/relu_recovery",
-        "refinetti2021/structured_targets",
         "robertson2023/alignment",
         "robertson2023/minimum_norm",
         "robertson2024/implicit_regularization",
