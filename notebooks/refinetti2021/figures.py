@@ -294,3 +294,59 @@ def structured_maps(data: Any) -> Any:
             ax.grid(False)
     plots.letters(axes)
     return fig
+
+
+LAYERS = ("#3B2F6B", "#2A8A8C", "#8FBF3F", "#C9A227")  # from the bottom up
+KINDS = {  # of training a convolutional network, and its control: colour and marker
+    "conv, DFA": ("#C0392B", "v", "-"),
+    "conv, equal": ("#E3A58F", "^", "--"),
+    "full, DFA": ("#C0392B", "D", ":"),
+    "conv, BP": ("#000000", "o", "-"),
+    "conv, frozen": ("#81818D", "s", "-"),
+    "full, BP": ("#000000", "o", ":"),
+}
+WORDS = {"conv, equal": "conv, DFA\nequal", "conv, frozen": "conv, BP\nfrozen"}
+
+
+def convolution(data: Any) -> Any:
+    """Alignment layer by layer, what it costs, the layer above, and the bound."""
+    table = data["alignment"]
+    update = table["update"].values[1:]
+    fig, ((gradient, cost), (above, bound)) = plots.figure(2, 2, height=2.6)
+    for kind, line, names in (
+        ("conv, DFA", "-", ("conv 1", "conv 2", "hidden")),
+        ("full, DFA", ":", ("full 1", "full 2", "full 3")),
+    ):
+        for layer, colour, name in zip((1, 2, 3), LAYERS, names):
+            values = table["gradient"].sel(kind=kind, layer=layer).values[:, 1:]
+            plots.band(gradient, update, values, color=colour, linestyle=line, label=name)
+    gradient.set(xscale="log", ylim=(-0.1, 1.25), title="gradient alignment", xlabel="updates")
+    plots.legend(gradient, ncols=2, fontsize=9, loc="upper left")
+    kinds = ["conv, BP", "conv, frozen", "conv, DFA", "conv, equal", "full, BP", "full, DFA"]
+    for at, kind in enumerate(kinds):
+        values = 100 * data["accuracy"]["test"].sel(kind=kind).values
+        colour, marker, _ = KINDS[kind]
+        plots.points(cost, np.full(len(values), at), values, color=colour, marker=marker)
+        cost.plot([at - 0.3, at + 0.3], [values.mean()] * 2, color=colour)
+    words = [WORDS.get(kind, kind).replace(", ", "\n") for kind in kinds]
+    cost.set_xticks(range(len(kinds)), words)
+    cost.tick_params(axis="x", labelsize=9)
+    cost.set(title="test accuracy, %")
+    for kind in ("conv, DFA", "conv, equal", "full, DFA"):
+        colour, _, line = KINDS[kind]
+        values = table["weight"].sel(kind=kind).values[:, 1:]
+        name = WORDS.get(kind, kind).replace("\n", ", ")
+        plots.band(above, update, values, color=colour, linestyle=line, label=name)
+    above.set(xscale="log", title="weight alignment of $W_3$", xlabel="updates")
+    plots.legend(above, fontsize=9, loc="upper left")
+    table = data["projection"]
+    for name, colour, marker in (("convolution", UNITS[0], "o"), ("local", UNITS[1], "s")):
+        part = table.sel(structure=name)
+        look = {"color": colour, "marker": marker}
+        label = {"local": "weights not shared"}.get(name, name)
+        plots.points(bound, part["law"].values, part["measured"].values, label=label, **look)
+    plots.theory_line(bound, [0.01, 1], [0.01, 1], label=None)
+    bound.set(xscale="log", yscale="log", xlabel="formula", title="attainable cosine")
+    plots.legend(bound, fontsize=9)
+    plots.letters([gradient, cost, above, bound])
+    return fig

@@ -34,7 +34,6 @@ UNCONVERTED = {
     for name in (
         "chu2023/fixed_points",
         "primer/what_is_feedback_alignment",
-        "refinetti2021/convolution",
         "refinetti2021/deep_linear",
         "refinetti2021/deep_networks",
         "refinetti2021/degeneracy_breaking",
