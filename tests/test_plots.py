@@ -168,7 +168,7 @@ def test_options_reach_matplotlib() -> None:
 
 
 def test_panels_are_lettered_before_their_titles():
-    fig, axes = plots.figure(1, 2)
+    _, axes = plots.figure(1, 2)
     axes[0].set_title("loss")
     plots.letters(axes)
     assert [ax.get_title("left") for ax in axes] == ["(a) loss", "(b) "]
