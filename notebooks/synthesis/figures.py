@@ -213,7 +213,7 @@ def _rest(ax: Any, rest: Any) -> None:
     ax.set(
         xscale="log",
         xlabel=r"decay $\lambda$ of both layers",
-        ylim=(0.84, 1.12),
+        ylim=(float(rest.cosine.min()) - 0.02, 1.15),
         title="rest",
     )
     ax.set_xticks(rest.penalty.values, [f"{v:g}" for v in rest.penalty.values])
