@@ -33,11 +33,14 @@ __all__ = [
     "crossing",
     "final_modes",
     "follow",
+    "gradient_alignment",
     "linear_task",
     "mode_dynamics",
     "modes",
     "recursion_step",
     "weak_form",
+    "worst_alignment",
+    "worst_errors",
     "zero_start",
 ]
 
@@ -154,6 +157,74 @@ def condition_numbers(kappa: ArrayLike, depth: int, *, stage: str = "end") -> Ar
     if choose("stage", stage, ("start", "end")) == "end":
         power = power / (2.0**depth - 1)
     return np.asarray(kappa, dtype=np.float64)[..., None] ** power
+
+
+def _factors(s: Array, depth: int, times: ArrayLike) -> tuple[Array, Array]:
+    """By mode: P_l, which turns DFA's signal into back-propagation's, and the error of the map."""
+    a = mode_dynamics(s, depth, times)  # (n_t, n, L)
+    above = np.cumprod(a[..., ::-1], -1)[..., ::-1]
+    return above[..., 1:], np.asarray(s - above[..., 0])
+
+
+def gradient_alignment(s: ArrayLike, depth: int, times: ArrayLike, *, draws: int = 4096) -> Array:
+    r"""Cosine between the signals of DFA and of back-propagation, mean over Gaussian inputs.
+
+    $$ E_z \cos(e, P_l e), \qquad e_i = \Big(s_i - \prod_j a_j\Big) z_i, \quad
+       P_l = \mathrm{diag} \prod_{j>l} a_j, \quad z \sim N(0, I) $$
+
+    It is 1 if the matrices above are proportional to the identity, and also if the error has one
+    mode left. The average is taken over a fixed Sobol sequence. Source: derived.
+
+    Args:
+        s: singular values, (n).
+        depth: number L of weight layers.
+        times: increasing times > 0, (n_t).
+        draws: points of the sequence, a power of two.
+
+    Returns:
+        (n_t, L - 1), layers 1 to L - 1.
+
+    Example:
+        >>> bool(np.allclose(gradient_alignment([0.6, 0.6], 3, [0.1, 1.0]), 1))
+        True
+    """
+    from scipy.stats import norm, qmc
+
+    s = np.asarray(s, dtype=np.float64)
+    P, miss = _factors(s, depth, times)
+    points = qmc.Sobol(len(s), scramble=False).random_base2(int(np.log2(draws)))
+    power = norm.ppf(points + 0.5 / draws) ** 2  # (draws, n)
+    e = (miss / np.abs(miss).max(-1, keepdims=True)) ** 2  # (n_t, n)
+    P = P / P.max(1, keepdims=True)
+    true, both = (np.einsum("mn,tn,tnl->tml", power, e, P**k) for k in (2, 1))
+    return (both / np.sqrt(true * np.einsum("mn,tn->tm", power, e)[..., None])).mean(1)
+
+
+def worst_alignment(s: ArrayLike, depth: int, times: ArrayLike) -> Array:
+    r"""Smallest cosine between the signals of DFA and of back-propagation over all errors.
+
+    $$ \min_e \cos(e, P_l e) = \frac{2\sqrt{\kappa_l}}{1 + \kappa_l}, \qquad
+       \kappa_l = \operatorname{cond}(P_l) = \prod_{j>l} \operatorname{cond}(A_j) $$
+
+    so that conditioning alone decides how well gradients align for *every* error. The product of
+    condition numbers holds because all matrices share their modes. Source: Kantorovich's inequality
+    for the cosine; its use here is derived.
+
+    Args:
+        s: singular values, (n).
+        depth: number L of weight layers.
+        times: increasing times > 0, (n_t).
+
+    Returns:
+        (n_t, L - 1), layers 1 to L - 1.
+
+    Example:
+        >>> bool(np.allclose(worst_alignment([0.6, 0.6], 3, [0.1, 1.0]), 1))
+        True
+    """
+    P, _ = _factors(np.asarray(s, dtype=np.float64), depth, times)
+    root = np.sqrt(P.max(1) / P.min(1))
+    return np.asarray(2 * root / (1 + root**2))
 
 
 def crossing(times: ArrayLike, curve: ArrayLike, level: float) -> float:
@@ -309,6 +380,30 @@ def zero_start(
         return draw((n, width), feedback, generator=generator, dtype=dtype).mT
 
     return DFA(net, feedback={str(i): one(width) for i, width in enumerate(sizes[1:-1])})
+
+
+def worst_errors(rule: DFA) -> Tensor:
+    """For every hidden layer, the output error for which DFA and back-propagation agree least.
+
+    Exact where the feedback is orthonormal and the alignment matrices are symmetric, as they are
+    for whitened inputs: `worst_alignment` is the cosine at this error.
+
+    Args:
+        rule: DFA on a linear network.
+
+    Returns:
+        (L - 1, n_L), bottom to top; unit vectors.
+    """
+    found = []
+    down = None  # W_{l+1}^T ... W_L^T
+    weights = [p.detach() for p in rule.net.parameters()]
+    for w, F in zip(weights[:0:-1], list(rule.feedback.values())[::-1], strict=True):
+        down = w.mT if down is None else w.mT @ down
+        P = F.mT @ down
+        size, modes = torch.linalg.eigh((P + P.mT) / 2)
+        e = size[-1].clamp(min=0).sqrt() * modes[:, 0] + size[0].clamp(min=0).sqrt() * modes[:, -1]
+        found.append(e / e.norm())
+    return torch.stack(found[::-1])
 
 
 @dataclass(frozen=True)

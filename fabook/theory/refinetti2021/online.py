@@ -33,8 +33,10 @@ __all__ = [
     "Dynamics",
     "alignment",
     "early_time",
+    "equivalent_alignment",
     "equivalent_readouts",
     "generalisation_error",
+    "gradient_alignment",
     "joint_covariance",
     "learning_probability",
     "online_dynamics",
@@ -571,6 +573,70 @@ def equivalent_readouts(A: ArrayLike) -> Array:
     signs = np.array(list(product((-1.0, 1.0), repeat=np.size(A))))
     orders = np.array(list(permutations(_float(A))))
     return np.unique((orders[:, None] * signs).reshape(-1, np.size(A)), axis=0)
+
+
+def gradient_alignment(Q: ArrayLike, v: ArrayLike, F: ArrayLike, *, nodes: int = 24) -> Array:
+    r"""Cosine of what DFA and back-propagation send to erf units, mean over inputs.
+
+    $$ E\left[ \frac{\sum_k p_k F_k v_k}{\sqrt{\sum_k p_k F_k^2 \sum_k p_k v_k^2}} \right],
+       \qquad p_k = g'(\lambda_k)^2 \propto e^{-\lambda_k^2}, \quad \lambda \sim N(0, Q) $$
+
+    by Gauss-Hermite quadrature. The error drops out: it is one number. Source: gradient alignment
+    of Refinetti et al. (2021) for a scalar output; the integral is derived.
+
+    Args:
+        Q: student overlaps, (..., K, K).
+        v, F: read-out and feedback, (..., K), broadcast against each other.
+        nodes: of the quadrature, along each of K axes.
+
+    Returns:
+        (...).
+
+    Example:
+        >>> bool(np.isclose(gradient_alignment(np.eye(2), [1.0, 2.0], [-2.0, -4.0]), -1))
+        True
+    """
+    Q, v, F = _float(Q), _float(v), _float(F)
+    size, turn = np.linalg.eigh(Q)
+    root = turn * np.sqrt(np.clip(size, 0, None))[..., None, :]
+    at, weight = np.polynomial.hermite_e.hermegauss(nodes)
+    K = Q.shape[-1]
+    z = np.stack(np.meshgrid(*[at] * K, indexing="ij"), -1).reshape(-1, K)
+    share = np.stack(np.meshgrid(*[weight / weight.sum()] * K, indexing="ij"), -1)
+    fields = np.einsum("...kj,nj->...nk", root, z)  # (..., n, K)
+    p = np.exp(-(fields**2))
+    ours, true, both = (
+        np.einsum("...nk,...k->...n", p, pair) for pair in (F**2, v**2, np.multiply(F, v))
+    )
+    return (both / np.sqrt(ours * true)) @ share.reshape(-1, K).prod(-1)
+
+
+def equivalent_alignment(T: ArrayLike, A: ArrayLike, F: ArrayLike) -> Array:
+    r"""Gradient alignment of every solution of :func:`equivalent_readouts`, in their order.
+
+    Args:
+        T: teacher overlaps, (K, K).
+        A: teacher read-out, (K), weights of different sizes.
+        F: feedback, (K).
+
+    Returns:
+        (n).
+
+    Raises:
+        ValueError: two teacher weights of one size, so that a read-out does not tell which unit of
+            the teacher a hidden unit copies.
+
+    Example:
+        >>> found = equivalent_alignment(np.eye(2), [0.6, 1.4], [1.0, 2.0])
+        >>> equivalent_readouts([0.6, 1.4])[found.argmax()].tolist()
+        [0.6, 1.4]
+    """
+    T, A = _float(T), _float(A)
+    if len(np.unique(np.abs(A))) < len(A):
+        raise ValueError(f"teacher weights must differ in size, got {A.tolist()}")
+    solutions = equivalent_readouts(A)
+    copied = np.abs(np.abs(solutions)[..., None] - np.abs(A)).argmin(-1)  # (n, K)
+    return gradient_alignment(T[copied[:, :, None], copied[:, None, :]], solutions, F)
 
 
 def passage_time(t: ArrayLike, curve: ArrayLike, level: float) -> Array:

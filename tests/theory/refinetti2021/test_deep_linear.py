@@ -118,6 +118,28 @@ def test_equal_modes_align_strongly_and_unequal_ones_do_not() -> None:
     assert finals[1][1].max() < 0.999
 
 
+def test_gradients_of_a_network_align_as_the_closed_form_says() -> None:
+    s, depth, dt, probes = np.array([1.0, 0.6, 0.3]), 4, 0.005, [100, 400, 900, 2000]
+    rule, g = new_rule(), generator(2)
+    x, y, S = dl.linear_task(s, SIZES[0], generator=g)
+    fresh = torch.randn(20_000, SIZES[0], generator=g, dtype=torch.float64)
+
+    def aligned(inputs: Tensor, target: Tensor) -> list[float]:
+        seen = gradient_alignment_per_sample(rule, inputs, target.detach(), loss="mse")
+        return list(seen.layers.values())
+
+    def worst() -> list[float]:
+        errors = dl.worst_errors(rule)
+        return [aligned(x[:1], rule.net(x[:1]) - e)[i] for i, e in enumerate(errors)]
+
+    probe = {"mean": lambda: aligned(fresh, fresh @ S.T), "worst": worst}
+    seen = dl.follow(rule, [(x, y)] * 2000, lr=dt * 3 / 2, probe_at=probes, probe=probe).extra
+    times = dt * np.array(probes)
+    np.testing.assert_allclose(seen["mean"], dl.gradient_alignment(s, depth, times), atol=0.01)
+    np.testing.assert_allclose(seen["worst"], dl.worst_alignment(s, depth, times), atol=0.01)
+    assert seen["mean"][-1][0] > 0.9 > seen["mean"][1][0]  # it falls first, and comes back
+
+
 def test_linear_task_is_whitened_with_the_given_singular_values() -> None:
     s = [2.0, 0.5]
     x, y, S = dl.linear_task(s, 6, generator=generator())

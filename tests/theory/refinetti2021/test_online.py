@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
+from fabook import DFA, mlp
+from fabook.metrics import gradient_alignment_per_sample
 from fabook.streams import stream
 from fabook.theory.refinetti2021 import online
 from fabook.theory.refinetti2021.simulation import initial_conditions, train_online
@@ -305,3 +308,28 @@ def test_bad_arguments_are_named():
             f(np.eye(2), activation="relu")
     with pytest.raises(ValueError, match="needs Q"):
         online.joint_covariance(np.eye(3), np.ones((2, 2)), np.eye(2))
+
+
+@pytest.mark.parametrize("K", [2, 3])
+def test_gradient_alignment_is_that_of_a_network(K: int) -> None:
+    g = torch.Generator().manual_seed(4)
+    w, v, F = (torch.randn(K, n, generator=g, dtype=torch.float64) for n in (6, 1, 1))
+    net = mlp([6, K, 1], activation="erf", bias=False, dtype=torch.float64, generator=g)
+    with torch.no_grad():
+        net.get_parameter("0.weight").copy_(w / 6**0.5)
+        net.get_parameter("2.weight").copy_(v.mT)
+    x = torch.randn(200_000, 6, generator=g, dtype=torch.float64)
+    target = net(x).detach() - 1  # the size of the error does not matter
+    seen = gradient_alignment_per_sample(DFA(net, feedback={"0": F}), x, target, loss="mse")
+    found = online.gradient_alignment(w @ w.mT / 6, v[:, 0], F[:, 0])
+    assert float(found) == pytest.approx(seen.total, abs=3e-3)
+
+
+def test_the_most_aligned_solution_has_the_signs_and_the_order_of_its_feedback() -> None:
+    A, F = [0.6, 1.4, 1.0], np.array([-0.5, 0.3, 2.0])
+    found = online.equivalent_alignment(np.eye(3), A, F)
+    assert found.shape == (48,)
+    assert online.equivalent_readouts(A)[found.argmax()].tolist() == [-1.0, 0.6, 1.4]
+    np.testing.assert_allclose(np.sort(found), np.sort(-found))  # the opposite of every solution
+    with pytest.raises(ValueError, match="differ in size"):
+        online.equivalent_alignment(np.eye(2), [1, -1], [1, 2])
