@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fabook import plots
+from fabook.theory import chu2023
 
 WALKERS: dict[str, dict[str, Any]] = {
     "BP": plots.rule_style("BP") | {"linestyle": "-"},
@@ -390,4 +391,222 @@ def alignments(data: Any) -> Any:
     axes[0].set_ylabel("cosine with the gradient")
     _letters(axes)
     _above(fig, axes[0], 2)
+    return fig
+
+
+ALIGNED, MISALIGNED = STABLE, UNSTABLE
+SIDE = 3.0  # half the width of the plane that is drawn
+
+
+def flow(data: Any) -> Any:
+    """The chain: invariant parabolas coloured by the cosine; exponents and cosines by theory."""
+    fig, axes = plots.figure(2, 2, height=2.35, width_ratios=[1.55, 1])
+    grid = axes[0, 0].get_gridspec()
+    for ax in axes[:, 0]:
+        ax.remove()
+    with plots.style():
+        plane = fig.add_subplot(grid[:, 0])
+    _plane(plane, data["ends"])
+    _exponents(axes[:, 1], data["chain"])
+    _letters((plane, *axes[:, 1]))
+    return fig
+
+
+def _plane(ax: Any, ends: Any) -> None:
+    from matplotlib import patheffects
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import LinearSegmentedColormap
+
+    tint = LinearSegmentedColormap.from_list("", [MISALIGNED, "#F6C892", "#9EC5F5", ALIGNED])
+    w = np.linspace(-SIDE, SIDE, 601)
+    ax.fill_between(w, -SIDE, np.maximum(-(w**2), -SIDE), color=MISALIGNED, alpha=0.07, lw=0)
+    for c in np.arange(-7.5, 3.01, 0.3):
+        v = c + w**2 / 2
+        p = np.stack([w, np.where(np.abs(v) <= SIDE, v, np.nan)], 1)
+        middle = (p[1:] + p[:-1]) / 2
+        lines = LineCollection(np.stack([p[:-1], p[1:]], 1), cmap=tint, lw=1.2, alpha=0.85)
+        lines.set_array(chu2023.chain_alignment(*middle.T))
+        lines.set_clim(-1, 1)
+        ax.add_collection(lines)
+        for a in (-2.6, -1.9, -1.35, -0.65, -0.12, 0.45, 1.1, 1.7, 2.4):
+            at = c + a**2 / 2
+            if abs(at) > 0.95 * SIDE or abs(a * at - 1) < 0.15 or round(c / 0.3) % 3:
+                continue
+            along = np.sign(chu2023.chain_velocity(a, at)[0])
+            ax.annotate(
+                "",
+                (a + 0.06 * along, at + 0.06 * along * a),
+                (a, at),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "lw": 0,
+                    "mutation_scale": 12,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                    "color": tint((1 + chu2023.chain_alignment(a, at)) / 2),
+                },
+            )
+    ax.plot(w, -(w**2), color="0.25", lw=1.2, ls=":", zorder=3)
+    halo = [patheffects.withStroke(linewidth=6, foreground="white")]
+    for low, high, colour, style in (
+        (1 / SIDE, SIDE, ALIGNED, "-"),
+        (-SIDE, -1, ALIGNED, "-"),
+        (-1, -1 / SIDE, MISALIGNED, "--"),
+    ):
+        h = np.linspace(low, high, 200)
+        ax.plot(h, 1 / h, color=colour, lw=3.2, ls=style, zorder=5, path_effects=halo)
+    ax.plot(ends.w1, ends.w2, "o", ms=3.8, mfc="white", mec="#003A80", mew=0.8, zorder=6)
+    ax.plot([-1], [-1], "o", ms=8, mfc="black", mec="white", mew=1.5, zorder=7)
+    box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.88}
+    for place, words, colour in (
+        ((1.1, 1.6), "stable", ALIGNED),
+        ((-2.75, -1.0), "stable", ALIGNED),
+        ((-0.2, -1.8), "unstable", MISALIGNED),
+        ((-1.9, -1.55), "edge", "black"),
+    ):
+        ax.text(*place, words, color=colour, fontweight="bold", fontsize=10, zorder=8, bbox=box)
+    ax.text(1.2, -2.8, "alignment = 0", fontsize=9, color="0.2", zorder=8, bbox=box)
+    ax.set(
+        xlim=(-SIDE, SIDE),
+        ylim=(-SIDE, SIDE),
+        aspect="equal",
+        xlabel="$w_1$ (first weight)",
+        ylabel="$w_2$ (second weight)",
+        title="aligned is stable",
+    )
+    ax.grid(False)
+
+
+def _exponents(axes: Any, chain: Any) -> None:
+    for sign in (-1, 1):
+        f = sign * np.geomspace(0.22, 2.15, 300)
+        plots.theory_line(axes[0], f, 1 / f - f**2, label=None)
+    looks = zip(range(chain.sizes["chain"]), "os^", ("#0072B2", "#B0417A", "#4A8C2A"))
+    for i, marker, colour in looks:
+        one = chain.isel(chain=i)
+        y, b = float(one.y), float(one.b)
+        for sign in (-1, 1):
+            f = sign * np.geomspace(0.22, 2.15, 300)
+            w1 = f * chu2023.chain_edge(y=y, b=b)
+            cosine = chu2023.chain_alignment(w1, y / w1, b=b)
+            plots.theory_line(axes[1], f, cosine, color=colour, linewidth=1.3, label=None)
+        look = {"marker": marker, "color": colour, "markersize": 4.5}
+        scaled = one.exponent / abs(b * y) ** (2 / 3)
+        plots.points(axes[0], chain.factor, scaled, label=None, **look)
+        plots.points(axes[1], chain.factor, one.cosine, label=f"{y:g}, {b:g}", **look)
+    for ax in axes:
+        ax.axhline(0, color="0.5", lw=0.8)
+        ax.axvspan(0, 1, color=MISALIGNED, alpha=0.13, lw=0)
+    axes[0].set(ylim=(-5.5, 5.5), ylabel="exponent", title="growth of an error")
+    axes[1].set(
+        ylim=(-1.1, 1.1), ylabel="cosine", title="alignment", xlabel="$w_1$ in units of the edge"
+    )
+    plots.legend(
+        axes[1],
+        loc="lower left",
+        fontsize=9,
+        labelspacing=0.15,
+        handletextpad=0.1,
+        title="$y$, $b$",
+        title_fontsize=9,
+    )
+
+
+def escape(data: Any) -> Any:
+    """Loss and hidden alignment on the way from BP's minimum to FA's, and both spectra."""
+    fig, (loss, cosine, spectra) = plots.figure(1, 3, height=3.0)
+    runs = data["escape"]
+    step = np.maximum(runs.step.values, 0.7)
+    linear = np.where(runs.linear.values < 0.3, runs.linear.values, np.nan)
+    fa = plots.RULE_COLOURS["FA"]
+    for i in range(runs.sizes["seed"]):
+        words = ("FA", "predicted", "$B=W$") if i == 0 else (None, None, None)
+        loss.plot(step, runs.loss[i], color=fa, lw=1.2, alpha=0.6, label=words[0])
+        loss.plot(step, runs.transposed[i], color="0.65", lw=1.2, label=words[2])
+        plots.theory_line(loss, step, linear[i], linestyle="--", linewidth=0.9, label=words[1])
+        cosine.plot(step, runs.cosine[i], color=fa, lw=1.2, alpha=0.6)
+    loss.set(xscale="log", yscale="log", ylim=(3e-11, 300), ylabel="loss", title="leaving")
+    cosine.axhspan(-1, 0, color=MISALIGNED, alpha=0.1, lw=0)
+    cosine.axhline(0, color="0.5", lw=0.8)
+    cosine.set(xscale="log", ylim=(-1, 1), ylabel="hidden alignment", title="alignment")
+    for ax in (loss, cosine):
+        ax.set(xlabel="updates of FA", xlim=(1, step[-1]))
+    plots.legend(loss, loc="upper left", fontsize=9, labelspacing=0.2, ncols=1, borderpad=0.1)
+    z = data["spectra"]
+    for point, colour, marker in (
+        ("minimum of BP", MISALIGNED, "o"),
+        ("FA at rest", ALIGNED, "^"),
+    ):
+        one = z.sel(point=point)
+        real, imag = one["real"].values, one["imag"].values
+        most = np.hypot(real, imag).max()
+        spectra.plot(
+            real / most,
+            imag / most,
+            marker,
+            color=colour,
+            ms=3.5,
+            mfc="none",
+            mew=0.8,
+            label=point,
+            alpha=0.8,
+        )
+    spectra.axvspan(-0.6, 0, color=MISALIGNED, alpha=0.1, lw=0)
+    spectra.axvline(0, color="0.25", lw=1.1)
+    spectra.set(
+        xlim=(-0.3, 0.45),
+        ylim=(-0.3, 0.48),
+        xlabel="real part",
+        ylabel="imaginary part",
+        title="eigenvalues of $M$",
+    )
+    plots.legend(spectra, loc="upper left", fontsize=9, handletextpad=0.1, borderpad=0.1)
+    _letters((loss, cosine, spectra))
+    return fig
+
+
+def limits(data: Any) -> Any:
+    """A wide network that stays unaligned; norms of update and gradient in a bottleneck."""
+    fig, (wide, norms) = plots.figure(1, 2, height=3.0)
+    runs = data["wide"]
+    fa = plots.RULE_COLOURS["FA"]
+    falls = (runs.loss / runs.loss.isel(step=0)).values
+    plots.band(wide, runs.step, falls, kind="95%", color="black", linestyle="-", label="loss")
+    plots.band(
+        wide, runs.step, runs.cosine.values, kind="95%", color=fa, ls="--", label="hidden cosine"
+    )
+    wide.axhline(0, color="0.5", lw=0.8)
+    wide.set(
+        xlabel="updates of FA",
+        ylabel="loss (relative), cosine",
+        ylim=(-0.15, 1.3),
+        title=f"width {int(runs.width)}",
+    )
+    plots.legend(wide, loc="upper right", fontsize=9, ncols=2)
+    for table, prefix, colour, words in (
+        ("rest", "FA_", MISALIGNED, "bottleneck"),
+        ("escape", "", ALIGNED, "reaches zero error"),
+    ):
+        one = data[table]
+        for i in range(min(3, one.sizes["seed"])):
+            for name, style in (("gradient", "--"), ("update", "-")):
+                norms.plot(
+                    np.maximum(one.step.values, 0.7),
+                    one[prefix + name][i],
+                    color=colour,
+                    ls=style,
+                    lw=1.2,
+                    alpha=1 - 0.25 * i,
+                    label=f"{name}, {words}" if i == 0 else None,
+                )
+    norms.set(
+        xscale="log",
+        yscale="log",
+        xlabel="updates of FA",
+        ylabel="norm",
+        ylim=(1e-10, 3e4),
+        title="bottleneck",
+    )
+    plots.legend(norms, loc="upper left", fontsize=9, labelspacing=0.15, borderpad=0.1)
+    _letters((wide, norms))
     return fig

@@ -32,7 +32,6 @@ class Visit(NamedTuple):
 UNCONVERTED = {
     f"notebooks/{name}.html"
     for name in (
-        "chu2023/fixed_points",
         "primer/what_is_feedback_alignment",
         "refinetti2021/deep_linear",
         "refinetti2021/deep_networks",

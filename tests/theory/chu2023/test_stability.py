@@ -217,3 +217,27 @@ def test_layers_add_up_to_the_stability_matrix(kind: type[Rule]) -> None:
     hidden = net[:-1](x).detach()
     kernel = hidden @ hidden.T + 1  # the biases' ones
     torch.testing.assert_close(top, torch.kron(kernel, torch.eye(2, dtype=F64)))
+
+
+@pytest.mark.parametrize(("y", "b"), [(1.0, 1.0), (2.0, 0.5), (1.0, -1.5)])
+def test_a_fixed_point_of_the_chain_is_stable_exactly_where_aligned(y: float, b: float) -> None:
+    w1 = np.concatenate([-np.geomspace(0.1, 3, 50), np.geomspace(0.1, 3, 50)])
+    w2 = y / w1
+    aligned = chu2023.chain_alignment(w1, w2, b=b) > 0
+    assert aligned.any()
+    assert not aligned.all()
+    assert (aligned == (chu2023.chain_exponent(w1, w2, b=b) < 0)).all()
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for place, expected in zip(zip(w1, w2), aligned):
+        rule = FA(chu2023.chain(place[0], place[1] + 1e-7), feedback={"0": b * one})
+        assert (metrics.network_alignment(rule, one, y * one, loss="mse") > 0) == expected
+
+
+def test_no_feedback_moves_a_network_without_error() -> None:
+    net = mlp([4, 5, 3], generator=stream(0, "weights"), dtype=torch.float64)
+    x = torch.randn(6, 4, generator=stream(0, "x"), dtype=torch.float64)
+    y = net(x).detach()
+    for k in range(3):
+        rule = FA(net, generator=stream(k, "feedback"))
+        updates = rule.gradients(x, y, loss="mse").values()
+        assert max(float(update.abs().max()) for update in updates) == 0
