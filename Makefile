@@ -126,8 +126,10 @@ slides: $(STAMP) ## Make the slides of the first hour: _build/slides
 readme: $(STAMP) ## Rewrite the README's scorecard from the committed results
 	@$(BIN)/python .ci/readme.py
 
-bench: $(STAMP) ## Measure the speed of rules, online learning and import
-	@$(BIN)/python tests/bench.py
+# BioTorch pins an old torch: it is installed without that, in a folder of its own.
+bench: $(STAMP) ## Measure speed and memory, beside BioTorch; BENCH=--page writes the book's page
+	@[ -d _build/peer ] || $(BIN)/python -m pip install --quiet --no-deps --target _build/peer biotorch==0.0.16
+	@$(BIN)/python tests/bench.py --peer _build/peer $(BENCH)
 
 serve: ## Show the built site on localhost
 	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)

@@ -1,17 +1,13 @@
-"""Speed of rules, online learning and import, against targets: `python tests/bench.py`.
+"""Speed of rules, online learning and import: `make bench`, or `python tests/bench.py`.
 
-Every ratio is to one step of a plain network: nn.Linear, autograd and torch.optim.SGD;
-784-512-512-512-10, tanh, batch 128, single precision, one thread. All steps are called in turn, so
-that load from elsewhere meets all of them alike; the 10th percentiles of the thread's own time are
-compared.
+Every cell is a network and a batch. Its steps, one of a plain network with autograd and
+torch.optim.SGD among them, are called in turn, so that load from elsewhere meets all of them alike;
+10th percentiles are compared, of the thread's own time and of wall-clock time. One thread, single
+precision. `bare products` are the matrix products of the step and nothing else, each into a tensor
+that is already there.
 
-Where the gain comes from: no graph, and no product that is not used.
-
-The reductions of :mod:`fabook.theory.song2021.reduction` are compared with autograd on the same
-two-layer network, 150-12800-1 with 50 samples in one batch.
-
-BioTorch 0.0.16 is compared where it is importable (`pip install --no-deps --target FOLDER biotorch`
-and PYTHONPATH=FOLDER; its linear layers need no torchvision).
+BioTorch 0.0.16 is measured in the same process where --peer names a folder that holds it
+(`pip install --no-deps --target FOLDER biotorch==0.0.16`; it needs no torchvision for this).
 """
 
 from __future__ import annotations
@@ -19,115 +15,361 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import importlib.util
+import importlib
 import io
+import itertools
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fabook
-from fabook.theory.refinetti2021 import reduced, simulation
+from fabook.theory.refinetti2021 import online, reduced, simulation
 from fabook.theory.song2021 import reduction
 from fabook.training import step_times
 
 LR = 1e-3
-TARGETS = {  # (rule, path): largest ratio allowed
-    ("DFA", ".grad + SGD"): 0.78,
-    ("FA", ".grad + SGD"): 0.95,
-    ("BP", ".grad + SGD"): 0.95,
-    ("DFA", "in place"): 0.68,
-    ("FA", "in place"): 0.85,
-    ("BP", "in place"): 0.85,
-}
-ONLINE_TARGET, IMPORT_TARGET = 5.0, 1.2
-REDUCED_TARGET, GAIN_TARGET = 150.0, 500.0  # nanoseconds at most, times cheaper at least
-
+BOOK = Path(__file__).resolve().parent.parent / "book"
+PEER_MODES = {"FA": "fa", "DFA": "dfa", "uSF": "usf", "frSF": "frsf", "brSF": "brsf"}
 Step = Callable[[], Any]
+Cell = tuple[nn.Module, Tensor, Tensor]
 
 # this thread's own time, where the clock is fine enough for a step of milliseconds
 _fine = time.get_clock_info("thread_time").resolution < 1e-5
 CLOCK = time.thread_time if _fine else time.perf_counter
 
 
-def network() -> nn.Sequential:
-    return fabook.mlp([784, 512, 512, 512, 10], generator=fabook.stream(0, "weights"))
+# --- networks ------------------------------------------------------------------------------------
 
 
-def plain_step(net: nn.Module, x: Tensor, y: Tensor) -> Step:
-    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+class Residual(nn.Module):
+    """Two convolutions and a shortcut, projected where the shape changes."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.down = nn.Sequential()
+        if stride != 1 or before != width:
+            project = nn.Conv2d(before, width, 1, stride, bias=False)
+            self.down = nn.Sequential(project, nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(h)) + self.down(x))
+
+
+class ResNet20(nn.Module):
+    """He et al. (2016) for 32 x 32 images, 0.27 million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        shapes = (
+            [(16, 16, 1)] * 3
+            + [(16, 32, 2)]
+            + [(32, 32, 1)] * 2
+            + [(32, 64, 2)]
+            + [(64, 64, 1)] * 2
+        )
+        self.blocks = nn.Sequential(*[Residual(*shape) for shape in shapes])
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    """Two encoder layers of width 128 over 64 positions; the classes from their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(100, 128), nn.Parameter(0.02 * torch.randn(64, 128))
+        options = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+        layers = [nn.TransformerEncoderLayer(128, 4, 512, **options) for _ in range(2)]
+        self.blocks, self.head = nn.Sequential(*layers), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embed(x) + self.place).mean(1))
+
+
+def _images(n: int) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=fabook.stream(0, "images"))
+
+
+def _mlp(width: int, n: int) -> Cell:
+    net = fabook.mlp([784, width, width, width, 10], generator=fabook.stream(0, "weights"))
+    return net, torch.randn(n, 784, generator=fabook.stream(0, "data")), _labels(n)
+
+
+def _deep(n: int) -> Cell:
+    net = fabook.mlp([1024] * 6 + [10], generator=fabook.stream(0, "weights"))
+    return net, torch.randn(n, 1024, generator=fabook.stream(0, "data")), _labels(n)
+
+
+def _labels(n: int) -> Tensor:
+    return torch.randint(10, (n,), generator=fabook.stream(0, "labels"))
+
+
+def _convnet(n: int) -> Cell:
+    net = fabook.convnet(
+        (3, 32, 32),
+        [32, 64],
+        [128],
+        10,
+        pool=2,
+        activation="relu",
+        generator=fabook.stream(0, "weights"),
+    )
+    return net, _images(n), _labels(n)
+
+
+def _normed(n: int) -> Cell:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, width, pool in ((3, 32, False), (32, 32, True), (32, 64, False), (64, 64, True)):
+        layers += [
+            nn.Conv2d(before, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
+        layers += [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 64, 10)), _images(n), _labels(n)
+
+
+def _resnet(n: int) -> Cell:
+    torch.manual_seed(0)
+    return ResNet20(), _images(n), _labels(n)
+
+
+def _transformer(n: int) -> Cell:
+    torch.manual_seed(0)
+    return (
+        Transformer(),
+        torch.randint(100, (n, 64), generator=fabook.stream(0, "words")),
+        _labels(n),
+    )
+
+
+CELLS: dict[str, Callable[[], Cell]] = {
+    **{
+        f"MLP 784-{w}-{w}-{w}-10, batch {n}": lambda w=w, n=n: _mlp(w, n)
+        for w, n in itertools.product((100, 512, 2048), (64, 512))
+    },
+    "two convolutions, batch 64": lambda: _convnet(64),
+    "four convolutions with batch norm, batch 64": lambda: _normed(64),
+    "ResNet-20, batch 64": lambda: _resnet(64),
+    "Transformer, batch 32": lambda: _transformer(32),
+}
+HEAVY = {"MLP 1024, six layers, batch 8192": lambda: _deep(8192)}  # for memory alone
+# (cell, step): most, in units of the plain step; the last for the part of the limit that is reached
+TARGETS = {
+    **{
+        ("MLP 784-512-512-512-10, batch 512", name): most
+        for name, most in (
+            *(("BP in place", 1.0), ("FA in place", 1.0), ("DFA in place", 0.82)),
+            *(("uSF", 1.05), ("frSF", 1.05), ("KP", 1.05)),
+        )
+    },
+    **{
+        (f"{net}, batch 64", name): most
+        for net in ("two convolutions", "four convolutions with batch norm")
+        for name, most in (("BP", 1.05), ("FA", 1.05), ("DFA", 0.95))
+    },
+    ("ResNet-20, batch 64", "FA"): 1.1,
+    ("Transformer, batch 32", "FA"): 1.1,
+    ("ResNet-20, batch 64", "DFA"): 0.95,
+}
+MEMORY = 1.2
+LIMIT = ("MLP 784-512-512-512-10, batch 512", 0.85)
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def _to(cell: Cell, device: str) -> Cell:
+    net, x, y = cell
+    return net.to(device), x.to(device), y.to(device)
+
+
+def plain_step(
+    net: nn.Module, x: Tensor, y: Tensor, call: Callable[..., Any] | None = None
+) -> Step:
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=LR)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        F.cross_entropy((call or net)(x), y).backward()
         optimizer.step()
 
     return step
 
 
-def rule_step(name: str, path: str, x: Tensor, y: Tensor) -> Step:
-    net = network()
-    rule = fabook.RULES[name](net, generator=fabook.stream(0, "feedback"))
-    if path == "in place":
-        return lambda: rule.sgd_step(x, y, LR)
-    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+def rule_steps(name: str, cell: Cell) -> dict[str, Step]:
+    """The rule with an optimizer and, on a stack, in place."""
+    net, x, y = cell
+    g = fabook.stream(0, "feedback")
+    rule = fabook.RULES[name](net, generator=g, example=x[:2].cpu() if x.is_cpu else x[:2])
+    optimizer = torch.optim.SGD(rule.parameters(), lr=LR)
 
     def step() -> None:
         rule.backward(x, y)
         optimizer.step()
 
-    return step
+    found: dict[str, Step] = {name: step}
+    if rule.is_stack and name in ("BP", "FA", "DFA"):
+        found[f"{name} in place"] = lambda: rule.sgd_step(x, y, LR)
+    return found
 
 
-def peer_steps(x: Tensor, y: Tensor) -> dict[str, Step]:
-    """BioTorch's FA and DFA, or nothing where it is not installed."""
-    if importlib.util.find_spec("biotorch") is None:
+def peer_steps(cell: Cell) -> dict[str, Step]:
+    """BioTorch's rules, or nothing where it is not installed or fails."""
+    try:
+        peer = importlib.import_module("biotorch.module.biomodule").BioModule
+    except ImportError:
         return {}
-    from biotorch.module.biomodule import BioModule
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        fa = BioModule(copy.deepcopy(network()), mode="fa")
-        dfa = BioModule(copy.deepcopy(network()), mode="dfa", output_dim=10)
-    optimizer = torch.optim.SGD([p for p in dfa.parameters() if p.requires_grad], lr=LR)
-
-    def dfa_step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(dfa(x, y, F.cross_entropy), y).backward()
-        optimizer.step()
-
-    return {"FA BioTorch": plain_step(fa, x, y), "DFA BioTorch": dfa_step}
-
-
-def step_ratios(repeats: int) -> tuple[float, dict[str, float]]:
-    """Milliseconds of the plain step, and every other step in units of it."""
-    g = fabook.stream(0, "data")
-    x, y = torch.randn(128, 784, generator=g), torch.randint(10, (128,), generator=g)
-    steps: dict[str, Step] = {"plain": plain_step(network(), x, y)}
-    for name, path in TARGETS:
-        steps[f"{name} {path}"] = rule_step(name, path, x, y)
-    steps |= peer_steps(x, y)
-    seconds = step_times(steps, repeats=repeats, clock=CLOCK)
-    plain = seconds.pop("plain")
-    return 1e3 * plain, {name: t / plain for name, t in seconds.items()}
+    net, x, y = cell
+    found: dict[str, Step] = {}
+    for name, mode in PEER_MODES.items():
+        direct = mode == "dfa"
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                own = peer(
+                    copy.deepcopy(net).cpu(), mode=mode, **({"output_dim": 10} if direct else {})
+                )
+            own = own.to(x.device)
+            call = (lambda x, own=own: own(x, y, F.cross_entropy)) if direct else own
+            step = plain_step(own, x, y, call)
+            step()
+        except Exception as error:
+            print(f"BioTorch {name} fails: {type(error).__name__}: {str(error)[:80]}")
+            continue
+        found[f"{name} BioTorch"] = step
+    return found
 
 
-def online_microseconds(repeats: int, steps: int = 1000) -> float:
-    """Time of one step of one of 64 stacked runs (N=500, K=4, M=2)."""
-    start = simulation.initial_conditions(range(64), 500, 4, 2)
+def bare_products(net: nn.Module, x: Tensor) -> dict[str, Step]:
+    """The matrix products of a step: all three of each layer, or without the way down."""
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    n = len(x)
+    ups, own, downs = [], [], []
+    for index, layer in enumerate(layers):
+        w = layer.weight.detach()
+        m, k = w.shape
+        h, z = x.new_ones(n, k), x.new_ones(n, m)
+        ups.append((h, w.t(), x.new_empty(n, m)))
+        own.append((z.t(), h, x.new_empty(m, k)))
+        if index:
+            downs.append((z, w, x.new_empty(n, k)))
+
+    def run(products: list[Any]) -> None:
+        for a, b, out in products:
+            torch.mm(a, b, out=out)
+
+    return {
+        "bare products": lambda: run([*ups, *own, *downs]),
+        "bare products, none down": lambda: run([*ups, *own]),
+    }
+
+
+def steps_of(label: str, device: str) -> dict[str, Step]:
+    cell = _to(CELLS[label](), device)
+    net, x, y = cell
+    steps: dict[str, Step] = {"plain": plain_step(copy.deepcopy(net), x, y)}
+    for name in fabook.RULES:
+        steps |= rule_steps(name, (copy.deepcopy(net), x, y))
+    steps |= peer_steps((copy.deepcopy(net), x, y))
+    return steps | (bare_products(net, x) if label.startswith("MLP") else {})
+
+
+def interleaved(steps: dict[str, Step], seconds: float, device: str) -> dict[str, dict[str, float]]:
+    """Milliseconds of each step: 10th percentiles of the thread's and of wall-clock time."""
+    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
+    for _, step in itertools.product(range(2), steps.values()):
+        step()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    end, rounds = time.monotonic() + seconds, 0
+    while rounds < 5 or (time.monotonic() < end and rounds < 300):
+        for name, step in steps.items():
+            wait()
+            wall, own = time.perf_counter(), CLOCK()
+            step()
+            wait()
+            times[name].append((CLOCK() - own, time.perf_counter() - wall))
+        rounds += 1
+    tenth = {name: 1e3 * np.quantile(t, 0.1, axis=0) for name, t in times.items()}
+    return {name: {"thread": float(t[0]), "wall": float(t[1])} for name, t in tenth.items()}
+
+
+def peak_mib(device: str, *, reset: bool = False) -> float:
+    """High-water mark of memory; `reset` begins a new one. Linux, or CUDA; else NaN.
+
+    getrusage will not do: a new process inherits its parent's mark.
+    """
+    if device != "cpu":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.max_memory_allocated()) / 2**20
+    with contextlib.suppress(OSError):
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return float("nan")
+
+
+def memory(label: str, name: str, device: str) -> float:
+    """MiB that three steps take over what was there before; call it in a fresh process."""
+    cell = _to((CELLS | HEAVY)[label](), device)
+    net, x, y = cell
+    if name == "plain":
+        step = plain_step(net, x, y)
+    else:
+        step = (peer_steps(cell) if "BioTorch" in name else rule_steps(name, cell))[name]
+    before = peak_mib(device, reset=True)
+    for _ in range(3):
+        step()
+    return peak_mib(device) - before
+
+
+def memories(device: str) -> dict[str, dict[str, float]]:
+    labels = [*HEAVY, "four convolutions with batch norm, batch 64"]
+    labels += ["ResNet-20, batch 64", "Transformer, batch 32"]
+    found: dict[str, dict[str, float]] = {}
+    for label in labels:
+        for name in ("plain", "BP", "FA", "DFA"):
+            command = [sys.executable, __file__, "--memory", label, name, "--device", device]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found.setdefault(label, {})[name] = float(done.stdout.split()[-1])
+    return found
+
+
+# --- online learning, reductions, import ---------------------------------------------------------
+
+
+def online_microseconds(repeats: int, runs: int, device: str, steps: int = 500) -> float:
+    """Time of one step of one of many stacked runs (N=500, K=4, M=2)."""
+    start = simulation.initial_conditions(range(runs), 500, 4, 2)
     options = {"rule": "DFA", "lr": 0.1, "steps": steps, "probes": [steps], "progress": False}
 
     def run() -> None:
         simulation.train_online(start, generator=fabook.stream(0, "inputs"), **options)
 
-    return 1e6 * step_times({"run": run}, repeats=repeats, clock=CLOCK)["run"] / (64 * steps)
+    return 1e6 * step_times({"run": run}, repeats=repeats, clock=CLOCK)["run"] / (runs * steps)
 
 
 def reduced_nanoseconds(repeats: int, N: int = 20_000) -> tuple[float, float]:
@@ -190,7 +432,9 @@ def reduction_ratios(repeats: int, width: int = 12_800, steps: int = 20) -> dict
 IMPORTS = {
     "torch": "import torch",
     "import fabook": "import fabook",
-    "with theory": "from fabook.theory.refinetti2021 import online, reduced, simulation",
+    "fabook, all that computes": (
+        "from fabook.theory.refinetti2021 import online, reduced, simulation"
+    ),
 }
 
 
@@ -206,80 +450,195 @@ def import_seconds(repeats: int) -> dict[str, float]:
     return {name: min(t[name] for t in times) for name in IMPORTS}
 
 
-def measure(repeats: int) -> dict[str, Any]:
-    plain, ratios = step_ratios(repeats)
-    imports = import_seconds(max(3, repeats // 30))
-    alone = imports.pop("torch")
-    rows = [
-        {
-            "name": f"{name} {path}",
-            "target": target,
-            "measured": ratios[f"{name} {path}"],
-        }
-        for (name, path), target in TARGETS.items()
-    ]
-    rows += [
-        {"name": name, "target": None, "measured": t} for name, t in ratios.items() if "Bio" in name
-    ]
-    online = online_microseconds(max(3, repeats // 20))
-    rows.append(
-        {"name": "64 online runs, us a run-step", "target": ONLINE_TARGET, "measured": online}
-    )
-    law, gain = reduced_nanoseconds(max(5, repeats // 8))
-    rows.append(
-        {"name": "4096 reduced runs, ns a run-step", "target": REDUCED_TARGET, "measured": law}
-    )
-    rows.append(
-        {"name": "direct / reduced at N = 20,000", "at least": GAIN_TARGET, "measured": gain}
-    )
-    rows += [
-        {"name": f"150-12800-1 {name}", "target": None, "measured": ratio}
-        for name, ratio in reduction_ratios(max(3, repeats // 20)).items()
-    ]
-    rows += [
-        {"name": f"{name} / torch", "target": IMPORT_TARGET, "measured": t / alone}
-        for name, t in imports.items()
-    ]
+def ode_milliseconds(repeats: int) -> float:
+    """The order parameters' equations of one run, K=4 and M=2, to time 100."""
+    start = simulation.initial_conditions([0], 500, 4, 2).order_parameters()
+    times = [0.0, 100.0]
+
+    def solve() -> None:
+        online.online_dynamics(**start, lr=0.1, times=times)
+
+    return 1e3 * step_times({"solve": solve}, repeats=repeats, clock=CLOCK)["solve"]
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers belong to."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return {
-        "rows": rows,
-        "plain_step_ms": plain,
-        "import_torch_s": alone,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+        "system": platform.system(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 
-def report(found: dict[str, Any]) -> bool:
-    """Print the table; say whether every target is met."""
-    print(
-        f"plain step {found['plain_step_ms']:.2f} ms, load {found['load']}, torch {found['torch']}"
+def measure(seconds: float, device: str) -> dict[str, Any]:
+    cells = {}
+    for label in CELLS:
+        print(label, flush=True)
+        cells[label] = interleaved(steps_of(label, device), seconds, device)
+    found = {"machine": machine(device), "cells": cells, "memory": memories(device)}
+    repeats = max(3, round(seconds / 4))
+    found["online"] = {str(n): online_microseconds(repeats, n, device) for n in (1, 64, 1024)}
+    found["ode"] = ode_milliseconds(repeats)
+    found["reduced"] = reduced_nanoseconds(repeats)
+    found["reductions"] = reduction_ratios(repeats)
+    found["imports"] = import_seconds(repeats)
+    return found
+
+
+# --- what the page shows -------------------------------------------------------------------------
+
+
+def ratios(cell: dict[str, dict[str, float]], clock: str = "thread") -> dict[str, float]:
+    return {name: t[clock] / cell["plain"][clock] for name, t in cell.items()}
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def missed(found: dict[str, Any]) -> list[str]:
+    """Targets that are not met, and cells in which BioTorch is faster, in words."""
+    lines = []
+    for (label, name), most in TARGETS.items():
+        got = ratios(found["cells"][label])[name]
+        if got > most:
+            lines.append(f"{label}: {name} takes {got:.2f} of autograd; at most {most} was wanted.")
+    for label, of in found["memory"].items():
+        lines += [
+            f"{label}: {name} takes {of[name] / of['plain']:.2f} of autograd's memory; "
+            f"at most {MEMORY} was wanted."
+            for name in of
+            if of[name] > MEMORY * of["plain"]
+        ]
+    label, least = LIMIT
+    cell = found["cells"][label]
+    for name in ("BP in place", "FA in place"):
+        part = cell["bare products"]["thread"] / cell[name]["thread"]
+        if part < least:
+            lines.append(
+                f"{label}: {name} reaches {part:.0%} of the bare products; {least:.0%} was wanted."
+            )
+    for label, cell in found["cells"].items():
+        for name in PEER_MODES:
+            peer = cell.get(f"{name} BioTorch")
+            if peer and peer["thread"] < cell[name]["thread"]:
+                part = peer["thread"] / cell[name]["thread"]
+                lines.append(f"{label}: BioTorch's {name} takes {part:.2f} of ours.")
+        slow = [n for n in fabook.RULES if ratios(cell)[n] > 1.1]
+        if slow:
+            shown = ", ".join(f"{n} {ratios(cell)[n]:.2f}" for n in slow)
+            lines.append(f"{label}: slower than autograd by more than a tenth: {shown}.")
+    return lines
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _rule_tables(cells: dict[str, Any], names: list[str]) -> list[str]:
+    parts = []
+    titles = {
+        "thread": "The nine rules, with an optimizer",
+        "wall": "The same by the clock on the wall",
+    }
+    for clock, title in titles.items():
+        rows = []
+        for label, cell in cells.items():
+            r = ratios(cell, clock)
+            rows.append([label, f"{cell['plain'][clock]:.1f}", *(_shown(r[n]) for n in names)])
+        parts.append(f"### {title}\n\n" + _table(["", "autograd, ms", *names], rows))
+    return parts
+
+
+def _stack_table(cells: dict[str, Any]) -> str:
+    rows = []
+    for label, cell in cells.items():
+        if "BP in place" not in cell:
+            continue
+        r, reached = ratios(cell), []
+        for limit, name in (("bare products", "FA"), ("bare products, none down", "DFA")):
+            part = (
+                cell[limit]["thread"] / cell[f"{name} in place"]["thread"] if limit in cell else 0
+            )
+            reached.append(f"{part:.0%}" if part else "")
+        rows.append([label, *(_shown(r[f"{n} in place"]) for n in ("BP", "FA", "DFA")), *reached])
+    header = ["", "BP", "FA", "DFA", "FA: part of the limit", "DFA: part of the limit"]
+    return "### Stacks, plain gradient descent in place\n\n" + _table(header, rows)
+
+
+def _peer_table(cells: dict[str, Any]) -> list[str]:
+    rows = []
+    for label, cell in cells.items():
+        if any(f"{n} BioTorch" in cell for n in PEER_MODES):
+            both = [(cell.get(f"{n} BioTorch"), cell[n]) for n in PEER_MODES]
+            rows.append([label, *(_shown(p and p["thread"] / own["thread"]) for p, own in both)])
+    title = "### BioTorch 0.0.16, in units of ours\n\n"
+    return [title + _table(["", *PEER_MODES], rows)] if rows else []
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The tables of the page, in Markdown."""
+    cells = found["cells"]
+    parts = [*_rule_tables(cells, list(fabook.RULES)), _stack_table(cells), *_peer_table(cells)]
+    first = next(iter(found["memory"].values()))
+    rows = [
+        [label, *(f"{v:.0f}" for v in cell.values())] for label, cell in found["memory"].items()
+    ]
+    parts.append("### Peak memory of three steps, MiB\n\n" + _table(["", *first], rows))
+    header = ["µs for a step of one run, of as many", *found["online"], "ODE to time 100, ms"]
+    row = ["teacher-student, N=500, K=4, M=2", *(f"{v:.1f}" for v in found["online"].values())]
+    parts.append("### Online learning\n\n" + _table(header, [[*row, f"{found['ode']:.0f}"]]))
+    imports = found["imports"]
+    rows = [[name, f"{t:.2f}", f"{t / imports['torch']:.2f}"] for name, t in imports.items()]
+    parts.append("### Import\n\n" + _table(["", "s", "of torch"], rows))
+    lines = missed(found) or ["Nowhere in this run."]
+    parts.append("### Where we are not ahead\n\n" + "\n".join(f"- {line}" for line in lines))
+    m = found["machine"]
+    where = m["cpu"] if m["device"] == "cpu" else f"{m['device']}, {m['cpu']}"
+    parts.append(
+        f"Measured on {where} ({m['cores']} cores, {m['threads']} thread used), {m['system']}, "
+        f"Python {m['python']}, PyTorch {m['torch']}, {m['date']}, at a load of {m['load']:.1f}."
     )
-    print(f"{'':42}{'target':>8}{'measured':>10}")
-    every = True
-    for row in found["rows"]:
-        most, least = row.get("target"), row.get("at least")
-        cells = [least if most is None else most, row["measured"]]
-        shown = ["" if cell is None else f"{cell:.2f}" for cell in cells]
-        met = (most is None or row["measured"] <= most) and row["measured"] >= (least or 0)
-        every &= met
-        print(f"{row['name']:42}{shown[0]:>8}{shown[1]:>10}{'' if met else '  missed'}")
-    return every
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Speed against targets; exits 1 if one is missed.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
-    parser.add_argument("--repeats", type=int, default=150, help="calls of each step")
+    parser.add_argument("--page", action="store_true", help="write the numbers into the book")
+    parser.add_argument("--seconds", type=float, default=20, help="for each cell, at least")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--peer", metavar="FOLDER", help="where BioTorch is installed")
+    parser.add_argument("--memory", nargs=2, metavar=("CELL", "STEP"), help="that of one step")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the peer's
-    found = measure(args.repeats)
-    met = report(found)
+    if args.peer:
+        sys.path.append(args.peer)
+    if args.memory:
+        print(memory(*args.memory, args.device))
+        return 0
+    found = measure(args.seconds, args.device)
+    print(tables(found))
+    if args.page:
+        (BOOK / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
+        page = BOOK / "benchmark.md"
+        above = page.read_text().partition("### The nine rules")[0]
+        page.write_text(above + tables(found))
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(found, file, indent=1)
-    return 0 if met else 1
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
