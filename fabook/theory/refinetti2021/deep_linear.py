@@ -162,7 +162,7 @@ def condition_numbers(kappa: ArrayLike, depth: int, *, stage: str = "end") -> Ar
 def _factors(s: Array, depth: int, times: ArrayLike) -> tuple[Array, Array]:
     """By mode: P_l, which turns DFA's signal into back-propagation's, and the error of the map."""
     a = mode_dynamics(s, depth, times)  # (n_t, n, L)
-    above = np.cumprod(a[..., ::-1], -1)[..., ::-1]
+    above = np.asarray(np.cumprod(a[..., ::-1], -1)[..., ::-1], dtype=np.float64)
     return above[..., 1:], np.asarray(s - above[..., 0])
 
 
