@@ -196,3 +196,129 @@ def loss_curves(data: Any) -> Any:
     axes[0].set_ylabel("mean squared error")
     plots.letters(axes)
     return fig
+
+
+# --- alignment of linear networks ----------------------------------------------------------------
+
+LEVELS = {  # penalties: light to dark as in `shades`, a marker and a line for each
+    0.0: ("o", "-"),
+    0.2: ("s", "--"),
+    0.3: ("^", "-."),
+    0.5: ("D", (0, (4, 1, 1, 1))),
+}
+
+
+def linear(data: Any) -> Any:
+    """Final alignment against width, the climb, and the schedule with a cut-off."""
+    fig, axes = plots.figure(2, 2, height=3.0)
+    colours = dict(zip(LEVELS, shades(len(LEVELS))))
+    _final(axes[0, 0], data, colours)
+    _climb(axes[0, 1], data, colours)
+    table = data["cutoff"].isel(setting=0)
+    looks = list(zip(shades(table.sizes["width"]), ("-", "--", "-.", ":")))
+    for ax, name in zip(axes[1], ("cosine", "loss")):
+        for p, (colour, line) in zip(table.width.values, looks):
+            one = table.sel(width=p)
+            at = one.steps / p**0.5
+            ax.plot(at, one[name], color=colour, ls=line, label=f"$p$ = {p}")
+        ax.axvline(50, color="0.3", lw=1.2, ls=":")
+        ax.set(xlabel=r"steps / $\sqrt{p}$", xlim=(0, 200))
+    axes[1, 0].set(ylabel=r"$\cos(b, \beta)$", ylim=(-0.08, 1.02), title="cut-off: aligned")
+    axes[1, 1].set(ylabel="mean squared error", yscale="log", ylim=(1e-13, 2e3))
+    axes[1, 1].set_title("and no error left")
+    plots.legend(axes[1, 0], loc="lower right", fontsize=9, ncols=2, columnspacing=0.8)
+    plots.letters(axes)
+    return fig
+
+
+def _final(ax: Any, data: Any, colours: Any) -> None:
+    table, target = data["width"], data["published"]
+    widths = table.width.values
+    for penalty in table.penalty.values:
+        (marker, line), colour = LEVELS[float(penalty)], colours[float(penalty)]
+        one, theirs = table.sel(penalty=penalty), target.sel(penalty=penalty, width=widths)
+        look = {"color": colour, "linestyle": line, "linewidth": 1.3, "label": None}
+        plots.theory_line(ax, widths, one.theory, **look)
+        low, high = plots.band_edges(one.cosine.values.T)
+        ax.fill_between(widths, low, high, color=colour, alpha=0.2, lw=0)
+        mean = one.cosine.mean("seed")
+        plots.points(ax, widths, mean, color=colour, marker=marker, markersize=5, label=None)
+        ax.errorbar(
+            widths * 1.14, theirs.cosine, theirs.sd, color="0.25", marker="*", ms=7, ls="none",
+            lw=1, zorder=5, label="published" if penalty == 0 else None,
+        )  # fmt: skip
+        height = 0.38 if penalty == 0 else float(mean[0]) - 0.03
+        place = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+        if penalty == 0:
+            height = float(mean[0])
+        ax.annotate(f"{penalty:g}", (widths[0] / 1.12, height), color="0.15", fontsize=9, **place)
+    ax.text(0.02, 0.98, "λ", transform=ax.transAxes, fontsize=9.5, va="top")
+    ax.set(ylim=(-0.08, 1.02), ylabel=r"$\cos(b, \beta)$", title="final alignment")
+    width_axis(ax, widths, every=1 if len(widths) < 4 else 2)
+    ax.set_xlim(widths[0] / 1.9, widths[-1] * 1.45)
+    plots.legend(ax, loc="center right", bbox_to_anchor=(1, 0.45), fontsize=9)
+
+
+def _climb(ax: Any, data: Any, colours: Any) -> None:
+    table, climb, curve = data["width"], data["climb"], data["universal"]
+    ax.axvspan(10, float(curve.least), color="0.5", alpha=0.12, lw=0)
+    widths = [p for p in (200, 800, 3200, 12800) if p in table.width]
+    for penalty in curve.penalty.values:
+        line, colour = LEVELS[float(penalty)][1], colours[float(penalty)]
+        one = curve.sel(penalty=penalty)
+        plots.theory_line(ax, one.time, one.cosine, linewidth=1.2, linestyle=line, label=None)
+        for p, marker in zip(widths, "osv^"):
+            rise = climb.cosine.sel(penalty=penalty, width=p)
+            ax.plot(climb.time, rise, color=colour, lw=1.1)
+            cell = table.sel(penalty=penalty, width=p)
+            ax.plot(
+                float(cell.stop.mean()) / p**0.5, float(cell.cosine.mean()), marker, color=colour,
+                mec="black", mew=0.6, ms=6, zorder=5,
+            )  # fmt: skip
+    for p, marker in zip(widths, "osv^"):
+        ax.plot([], [], marker, color="0.8", mec="black", mew=0.6, ls="none", label=f"$p$ = {p}")
+    ax.plot([], [], color="black", lw=1.2, label="theory")
+    ax.set(xscale="log", xlim=(10, 4e5), ylim=(-0.08, 1.02), xlabel=r"steps / $\sqrt{p}$")
+    ax.set_title("how far it would rise")
+    ax.set_xticks([10, 1e2, 1e3, 1e4, 1e5])
+    ax.minorticks_off()
+    plots.legend(ax, loc="lower right", fontsize=9, labelspacing=0.2)
+
+
+def laws(data: Any) -> Any:
+    """The laws without a penalty, and the closed form with a constant one."""
+    fig, axes = plots.figure(1, 3, height=2.9)
+    ax, law = axes[0], data["law"]
+    x = np.geomspace(1e-3, 0.2, 50)
+    movement = np.sqrt(x / 2) / np.sqrt(1 + x / 2)
+    plots.theory_line(ax, x, x, label="$n/p$", linewidth=1.3)
+    plots.theory_line(ax, x, movement, linestyle="--", label="movement", linewidth=1.3)
+    for samples, colour, marker in zip(law.samples.values, shades(law.sizes["samples"]), "os^"):
+        one = law.sel(samples=samples)
+        at = samples / one.width.values
+        scales = {"cosine": at, "moved": np.sqrt(at / 2) / np.sqrt(1 + at / 2)}
+        for name, fill in (("cosine", colour), ("moved", "white")):
+            mean, half = interval(one[name])
+            plots.points(
+                ax, at, mean * scales[name], error=half * scales[name], color=colour,
+                marker=marker, markerfacecolor=fill, markersize=5,
+                label=f"$n$ = {samples}" if name == "cosine" else None,
+            )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="$n/p$", ylabel="cosine with $b$")
+    ax.set(title="no penalty", ylim=(5e-4, 30))
+    plots.legend(ax, loc="upper left", fontsize=9, labelspacing=0.1, ncols=1)
+    form, line = data["form"], data["form_theory"]
+    for ax, name in zip(axes[1:], ("cosine", "loss")):
+        plots.theory_line(ax, line.time, line[name], label="closed form", linewidth=1.3)
+        for p, colour, marker in zip(form.width.values, shades(form.sizes["width"]), "osD"):
+            mean, half = interval(form[name].sel(width=p))
+            look = {"color": colour, "marker": marker, "label": f"$p$ = {p}", "markersize": 5}
+            plots.points(ax, form.time, mean, error=half, **look)
+        ax.set(xscale="log", xlabel=r"steps / $\sqrt{p}$")
+        ax.set_xticks([10, 100, 500], ["10", "100", "500"])
+        ax.minorticks_off()
+    axes[1].set(ylabel=r"$\cos(b, \beta)$", title="constant penalty", ylim=(0, 1.02))
+    axes[2].set(ylabel="mean squared error", yscale="log", title="its loss")
+    plots.legend(axes[1], loc="lower right", fontsize=9)
+    plots.letters(axes)
+    return fig

@@ -42,7 +42,6 @@ UNCONVERTED = {
         "robertson2023/minimum_norm",
         "robertson2024/implicit_regularization",
         "robertson2024/multiclass",
-        "song2021/alignment_linear",
         "song2021/alignment_nonlinear",
         "song2021/mnist",
     )
