@@ -350,3 +350,82 @@ def convolution(data: Any) -> Any:
     plots.legend(bound, fontsize=9)
     plots.letters([gradient, cost, above, bound])
     return fig
+
+
+TITLES = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+CONDITIONS = (("#2A6F97", "-"), ("#6BAED6", "--"), ("#2A8A8C", "-."), ("#8FBF3F", (0, (6, 1.5))))
+
+
+def conditions(data: Any) -> Any:
+    """Data set, activation and look of each condition."""
+    names = [(n, a) for n in data["sizes"]["data"].values for a in NAMES]
+    return [(n, a, *look) for (n, a), look in zip(names, CONDITIONS)]
+
+
+def draw_conditions(ax: Any, data: Any, quantity: str, *, factor: float = 1.0) -> None:
+    """One quantity of every condition under DFA against epochs."""
+    for name, activation, colour, line in conditions(data):
+        part = data[f"{name}_DFA"].sel(activation=activation)
+        values = factor * part[quantity].values[:, 1:]
+        label = f"{TITLES[name]}, {NAMES[activation]}"
+        plots.band(ax, part["epoch"].values[1:], values, color=colour, linestyle=line, label=label)
+    ax.set(xscale="log", xlabel="epochs")
+
+
+def deep_networks(data: Any) -> Any:
+    """Two phases, similarity of seeds with its controls, and layers one after the other."""
+    fig, ((error, weight), (alike, by_layer)) = plots.figure(2, 2, height=2.6)
+    draw_conditions(error, data, "error", factor=100)
+    error.set(title="training error, %")
+    plots.legend(error, fontsize=9, loc="lower left")
+    draw_conditions(weight, data, "weight")
+    weight.set(title="total weight alignment")
+    draw_conditions(alike, data, "similarity")
+    for kind, line, word in (("own", "--", "own feedback"), ("BP", ":", "BP")):
+        for name, activation, *_ in conditions(data):
+            part = data[f"{name}_{kind}"].sel(activation=activation)
+            values = part["similarity"].mean("seed").values[1:]
+            alike.plot(part["epoch"].values[1:], values, color="0.45", lw=1.4, ls=line, label=word)
+    alike.set(title="cosine between seeds")
+    handles = dict(zip(*reversed(alike.get_legend_handles_labels())))
+    words = ["own feedback", "BP"]
+    alike.legend([handles[w] for w in words], words, frameon=False, fontsize=9, loc="upper left")
+    first = data["sizes"]["data"].values[0]
+    table = data[f"{first}_layers"].sel(activation="tanh")
+    for layer, colour, line in zip(table["layer"].values, LAYERS, ("-", "--", "-.", ":")):
+        values = table["weight"].sel(layer=layer).values
+        plots.band(
+            by_layer, table["update"].values, values, color=colour, linestyle=line, label=layer
+        )
+    for level in data["levels"]["level"].values:
+        by_layer.axhline(level, color="0.5", lw=0.9, ls=":")
+    by_layer.set(xscale="log", xlabel="updates", title=f"five layers, {TITLES[first]}")
+    plots.legend(by_layer, fontsize=9, loc="upper left")
+    plots.letters([error, weight, alike, by_layer])
+    return fig
+
+
+def deep_networks_more(data: Any) -> Any:
+    """Gradient alignment over training, and what width does."""
+    fig, axes = plots.figure(1, 2, height=2.9)
+    draw_conditions(axes[0], data, "gradient")
+    axes[0].set(title="gradient alignment")
+    plots.legend(axes[0], fontsize=9, loc="upper left")
+    for kind, line in (("DFA", "-"), ("BP", ":")):
+        table = data[f"width_{kind}"]
+        look = {
+            "color": plots.RULE_COLOURS[kind],
+            "linestyle": line,
+            "label": f"between seeds, {kind}",
+        }
+        plots.band(axes[1], table["width"].values, table["similarity"].values.T, **look)
+    table = data["width_DFA"]
+    look = {"color": LAYERS[1], "linestyle": "--", "label": "gradient alignment, DFA"}
+    plots.band(axes[1], table["width"].values, table["gradient"].values.T, **look)
+    axes[1].set(xscale="log", xlabel="hidden units of each layer", title="cosine against width")
+    axes[1].set_xticks(table["width"].values, [f"{w:g}" for w in table["width"].values])
+    axes[1].minorticks_off()
+    axes[1].set_ylim(-0.1, 1.3)
+    plots.legend(axes[1], fontsize=9, loc="upper right")
+    plots.letters(axes)
+    return fig
