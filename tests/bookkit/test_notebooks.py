@@ -128,3 +128,14 @@ def test_code_cells_pass_ruff(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml")]
     run = subprocess.run([*command, str(script)], check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
+
+
+def test_drawing_functions_are_found_from_any_folder(name: str) -> None:
+    imported = {
+        alias.name
+        for tree in trees(name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert "figures" not in imported, "figures = run.figures works where the kernel starts"
