@@ -128,7 +128,7 @@ def network_alignment(
     equals one for every rule, so this is positive long before hidden layers are aligned.
 
     Args:
-        rule, x, target, loss, reduction: as in :func:`.gradient_alignment`.
+        rule, x, target, loss, reduction: as in :func:`fabook.gradient_alignment`.
     """
     ours, true = _weight_gradients(rule, x, target, loss, reduction)
     return cosine_of_all([(ours[name], true[name]) for name in ours])

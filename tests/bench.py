@@ -557,7 +557,7 @@ def _rule_tables(cells: dict[str, Any], names: list[str]) -> list[str]:
         for label, cell in cells.items():
             r = ratios(cell, clock)
             rows.append([label, f"{cell['plain'][clock]:.1f}", *(_shown(r[n]) for n in names)])
-        parts.append(f"### {title}\n\n" + _table(["", "autograd, ms", *names], rows))
+        parts.append(f"## {title}\n\n" + _table(["", "autograd, ms", *names], rows))
     return parts
 
 
@@ -574,7 +574,7 @@ def _stack_table(cells: dict[str, Any]) -> str:
             reached.append(f"{part:.0%}" if part else "")
         rows.append([label, *(_shown(r[f"{n} in place"]) for n in ("BP", "FA", "DFA")), *reached])
     header = ["", "BP", "FA", "DFA", "FA: part of the limit", "DFA: part of the limit"]
-    return "### Stacks, plain gradient descent in place\n\n" + _table(header, rows)
+    return "## Stacks, plain gradient descent in place\n\n" + _table(header, rows)
 
 
 def _peer_table(cells: dict[str, Any]) -> list[str]:
@@ -583,7 +583,7 @@ def _peer_table(cells: dict[str, Any]) -> list[str]:
         if any(f"{n} BioTorch" in cell for n in PEER_MODES):
             both = [(cell.get(f"{n} BioTorch"), cell[n]) for n in PEER_MODES]
             rows.append([label, *(_shown(p and p["thread"] / own["thread"]) for p, own in both)])
-    title = "### BioTorch 0.0.16, in units of ours\n\n"
+    title = "## BioTorch 0.0.16, in units of ours\n\n"
     return [title + _table(["", *PEER_MODES], rows)] if rows else []
 
 
@@ -595,15 +595,15 @@ def tables(found: dict[str, Any]) -> str:
     rows = [
         [label, *(f"{v:.0f}" for v in cell.values())] for label, cell in found["memory"].items()
     ]
-    parts.append("### Peak memory of three steps, MiB\n\n" + _table(["", *first], rows))
+    parts.append("## Peak memory of three steps, MiB\n\n" + _table(["", *first], rows))
     header = ["µs for a step of one run, of as many", *found["online"], "ODE to time 100, ms"]
     row = ["teacher-student, N=500, K=4, M=2", *(f"{v:.1f}" for v in found["online"].values())]
-    parts.append("### Online learning\n\n" + _table(header, [[*row, f"{found['ode']:.0f}"]]))
+    parts.append("## Online learning\n\n" + _table(header, [[*row, f"{found['ode']:.0f}"]]))
     imports = found["imports"]
     rows = [[name, f"{t:.2f}", f"{t / imports['torch']:.2f}"] for name, t in imports.items()]
-    parts.append("### Import\n\n" + _table(["", "s", "of torch"], rows))
+    parts.append("## Import\n\n" + _table(["", "s", "of torch"], rows))
     lines = missed(found) or ["Nowhere in this run."]
-    parts.append("### Where we are not ahead\n\n" + "\n".join(f"- {line}" for line in lines))
+    parts.append("## Where we are not ahead\n\n" + "\n".join(f"- {line}" for line in lines))
     m = found["machine"]
     where = m["cpu"] if m["device"] == "cpu" else f"{m['device']}, {m['cpu']}"
     parts.append(
@@ -634,7 +634,7 @@ def main() -> int:
     if args.page:
         (BOOK / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
         page = BOOK / "benchmark.md"
-        above = page.read_text().partition("### The nine rules")[0]
+        above = page.read_text().partition("## The nine rules")[0]
         page.write_text(above + tables(found))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
