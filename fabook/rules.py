@@ -169,10 +169,12 @@ class BRSF(FRSF, label="brSF", colour="#CD8A00", linear=True):
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        if state["device"] == self._own.device.type:
+        home = next(self.net.parameters()).device
+        if state["device"] in ("cpu", home.type):
+            self._own = Generator(home if state["device"] == home.type else "cpu")
             self._own.set_state(state["generator"].cpu())
-        else:
-            self._own.manual_seed(_seed(state["generator"]))
+        else:  # of a device that the network is not on: as a network that moves away from it
+            self._own = Generator().manual_seed(_seed(state["generator"]))
 
 
 class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback", linear=True):
@@ -246,8 +248,10 @@ class Shallow(Rule, label="Shallow", colour="#81818D", fixed=True):
 
 def _own(generator: Generator | None) -> Generator:
     """A generator that the rule keeps, seeded from the one it was given."""
-    drawn = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
-    return Generator().manual_seed(drawn)
+    if generator is None:
+        return Generator().manual_seed(0)
+    drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return Generator().manual_seed(int(drawn))
 
 
 def _seed(state: Tensor) -> int:

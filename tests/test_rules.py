@@ -703,6 +703,47 @@ def test_state_dict_round_trip(rule, device):
         assert torch.equal(a, b)
 
 
+class Elsewhere(torch.Generator):
+    """A generator that says it lies on another device (meta, where tensors have no values)."""
+
+    device = torch.device("meta")
+
+
+def test_a_stream_of_another_device_is_saved_and_restored_there(monkeypatch):
+    def generator(device="cpu"):
+        return Elsewhere() if torch.device(device).type == "meta" else torch.Generator()
+
+    monkeypatch.setattr("fabook.rules.Generator", generator)
+    x, y = rand(7, 5), rand(7, low=3)
+    first = make("brSF", tanh_net("cpu"), seed=1)
+    unmoved = first.state_dict()
+    first.to("meta")
+    first.refresh()
+    first.refresh()
+    saved = first.state_dict()["_extra_state"]
+    assert saved["device"] == "meta"
+
+    second = make("brSF", tanh_net("cpu"), seed=2).to("meta")  # its stream is on the CPU still
+    second.set_extra_state(saved)
+    assert second._own.device.type == "meta"
+    assert torch.equal(second._own.get_state(), first._own.get_state())
+
+    second.set_extra_state(unmoved["_extra_state"])  # goes over as the first one did
+    second.refresh()
+    second.refresh()
+    assert torch.equal(second._own.get_state(), first._own.get_state())
+
+    third = make("brSF", tanh_net("cpu"), seed=3)  # on the CPU, where that stream cannot go on
+    third.set_extra_state(saved)
+    assert third._own.device.type == "cpu"
+    third.sgd_step(x, y, 0.1)
+    fourth = make("brSF", tanh_net("cpu"), seed=4)
+    fourth.set_extra_state(saved)
+    fourth.sgd_step(x, y, 0.1)
+    for a, b in zip(third.feedback.values(), fourth.feedback.values()):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_deep_copy_goes_its_own_way(rule, device):
     first = make(rule, tanh_net(device))
