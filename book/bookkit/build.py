@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
+from bookkit import web
 from bookkit.sphinx import Book, BookError, toc_pages
 
 
@@ -80,10 +81,10 @@ def _jupyter_book(source: Path, work: Path, runs: dict[str, str], strict: bool) 
 
 
 def _check_site(html: Path, pages: Iterable[str], *, strict: bool) -> None:
-    expected = ["index.html", "search.html", *(f"{page}.html" for page in pages)]
+    expected = ["index.html", "search.html", "404.html", *(f"{page}.html" for page in pages)]
     problems = [f"{name}: not built" for name in expected if not (html / name).is_file()]
     if strict:
-        problems += check_links(html)
+        problems += check_links(html, web.prefix(os.environ))
     if problems:
         raise BookError("the site is not sound:\n" + "\n".join(problems))
 
@@ -113,11 +114,12 @@ class _Links(HTMLParser):
             self.loaded.append(target)
 
 
-def check_links(html_dir: str | Path) -> list[str]:
+def check_links(html_dir: str | Path, prefix: str = "/") -> list[str]:
     """Internal links and anchors that lead nowhere, and anything a page loads from another host.
 
     Args:
         html_dir: a built site.
+        prefix: the path at which it stands on its host.
 
     Returns:
         One line for each problem; none for a sound site.
@@ -138,7 +140,9 @@ def check_links(html_dir: str | Path) -> list[str]:
             if parsed.scheme or parsed.netloc:
                 continue
             link, anchor = urldefrag(target)
-            file = (path.parent / unquote(urlparse(link).path)).resolve() if link else path
+            place = unquote(urlparse(link).path)
+            within = html if place.startswith(prefix) else path.parent
+            file = (within / place.removeprefix(prefix)).resolve() if link else path
             if not file.exists():
                 problems.append(f"{name}: {target} leads to no file")
             elif anchor and file in pages and unquote(anchor) not in pages[file].anchors:

@@ -161,8 +161,8 @@ class Book:
         found = re.search(r"^:::\{lead\}\n(.*?)\n:::$", self.prose(name), re.DOTALL | re.MULTILINE)
         return re.sub(r"\s*\{cite:\w\}`[^`]*`", "", found[1]).strip() if found else ""
 
-    def picture(self, name: str) -> bytes:
-        """A notebook's hero figure at the paper's scale, or its first one, as a small PNG."""
+    def hero(self, name: str) -> Any:
+        """A notebook's hero figure at the paper's scale, or its first one, as a PIL image."""
         from PIL import Image
 
         found: dict[str, str] = {}
@@ -177,10 +177,14 @@ class Book:
         content = next((found[key] for key in names if key in found), None)
         if content is None:
             raise BookError(f"{self.path(name)} has no figure: run: fabook run {name} --force")
-        picture = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGBA")
-        ground = Image.new("RGBA", picture.size, "white")
-        ground.alpha_composite(picture)
-        small = ground.convert("RGB").resize((480, round(480 * picture.height / picture.width)))
+        return on_white(Image.open(io.BytesIO(base64.b64decode(content))))
+
+    def picture(self, name: str) -> bytes:
+        """A notebook's hero figure as a small PNG."""
+        from PIL import Image
+
+        picture = self.hero(name)
+        small = picture.resize((480, round(480 * picture.height / picture.width)))
         target = io.BytesIO()
         small.quantize(64, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
         return target.getvalue()
@@ -259,6 +263,16 @@ class Book:
 
 
 # --- words of the templates ----------------------------------------------------------------------
+
+
+def on_white(picture: Any) -> Any:
+    """A PIL image on a white ground."""
+    from PIL import Image
+
+    picture = picture.convert("RGBA")
+    ground = Image.new("RGBA", picture.size, "white")
+    ground.alpha_composite(picture)
+    return ground.convert("RGB")
 
 
 def number(value: Any) -> str:
@@ -411,7 +425,7 @@ class Lift(SphinxTransform):
 # --- Sphinx --------------------------------------------------------------------------------------
 
 
-def _place(folder: Path, files: Mapping[str, bytes]) -> None:
+def place(folder: Path, files: Mapping[str, bytes]) -> None:
     """Make `folder` hold exactly these files; one with the same content is left untouched."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
@@ -435,7 +449,7 @@ def _open(app: Sphinx, config: Any) -> None:
     vars(app)["bookkit"] = book
     files = {f"{name}.ipynb": book.path(name).read_bytes() for name in book.names}
     files |= {f"{name}.png": book.picture(name) for name in book.names}
-    _place(root / "book" / "notebooks", files)
+    place(root / "book" / "notebooks", files)
 
 
 def _tidy(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bookkit import build, claims, sphinx
+from bookkit import build, claims, sphinx, web
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = [
@@ -147,8 +148,10 @@ def write(path: Path, content: Any) -> None:
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    """A repository with one page, one notebook, run in the quick preset."""
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one page, one notebook, run in the quick preset; no address is known."""
+    for name in ("FABOOK_URL", "GITHUB_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
     for path in [ROOT / "book" / "_config.yml", ROOT / "book" / "references.bib", *ASSETS]:
         name = path.relative_to(ROOT / "book")
         target = tmp_path / "book" / name
@@ -311,7 +314,8 @@ def test_a_page_without_its_figure_is_refused(toy: Path) -> None:
         sphinx.Book(toy, toy / "_build", "quick")
 
 
-def test_jupyter_book_alone_builds_the_site(toy: Path) -> None:
+def test_jupyter_book_alone_builds_the_site(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FABOOK_URL", "https://example.org/book")
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     done = subprocess.run(
         [*command, "-W", "-n", str(toy / "book")], check=False, capture_output=True, text=True
@@ -327,6 +331,53 @@ def test_jupyter_book_alone_builds_the_site(toy: Path) -> None:
     assert ">Fig. 1</span>" in page
     assert re.search(r"<h2>What did not hold", page), "a section of its own, not one of Experiment"
     assert "width = 12" not in page.partition("How this page was made")[0]
+    says_where_it_is(toy / "book/_build/html", page)
+
+
+def says_where_it_is(html: Path, page: str) -> None:
+    for tag in (
+        '<meta name="description" content="All is small." />',
+        '<meta property="og:description" content="All is small." />',
+        '<meta property="og:url" content="https://example.org/book/notebooks/toy/one.html" />',
+        '<meta property="og:image" content="https://example.org/book/_static/social/toy/one.png"',
+        '<meta property="og:image:alt" content="A figure of One" />',
+        '<link rel="canonical" href="https://example.org/book/notebooks/toy/one.html" />',
+    ):
+        assert tag in page
+    social = (html / "_static/social/toy/one.png").read_bytes()
+    assert struct.unpack(">II", social[16:24]) == web.CARD
+    listed = re.findall(r"<loc>(.*?)</loc>", (html / "sitemap.xml").read_text(encoding="utf-8"))
+    assert {place.rpartition("/")[2] for place in listed} == {"intro.html", "one.html"}
+    assert all(place.startswith("https://example.org/book/") for place in listed)
+    assert (html / ".nojekyll").is_file()
+    lost = (html / "404.html").read_text(encoding="utf-8")
+    links = re.findall(r'(?:href|src|action)="([^"#]+)"', lost)
+    own = [link for link in links if not link.startswith("https://example.org/book/")]
+    assert [link for link in own if not link.startswith("/book/")] == []
+    assert build.check_links(html, "/book/") == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "address", "path"),
+    [
+        ({}, "", "/"),
+        ({"FABOOK_URL": "https://a.org"}, "https://a.org/", "/"),
+        ({"FABOOK_URL": "http://a.org/b/c/"}, "http://a.org/b/c/", "/b/c/"),
+        ({"GITHUB_REPOSITORY": "Ada/Book"}, "https://ada.github.io/Book/", "/Book/"),
+        ({"GITHUB_REPOSITORY": "ada/ada.github.io"}, "https://ada.github.io/", "/"),
+        ({"FABOOK_URL": "https://a.org", "GITHUB_REPOSITORY": "a/b"}, "https://a.org/", "/"),
+    ],
+)
+def test_the_address_comes_from_the_environment(
+    environment: dict[str, str], address: str, path: str
+) -> None:
+    assert web.site_url(environment) == address
+    assert web.prefix(environment) == path
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(sphinx.BookError, match=r"FABOOK_URL must be .* got 'a.org/book'"):
+        web.site_url({"FABOOK_URL": "a.org/book"})
 
 
 def test_a_figure_that_was_not_stored_is_named(toy: Path) -> None:
@@ -340,14 +391,16 @@ def test_check_links_finds_what_leads_nowhere(tmp_path: Path) -> None:
     write(
         tmp_path / "a.html",
         '<a href="b.html#here"><a href="b.html#gone"><a href="c%20d.html"><a href="#top">'
-        '<a id="top"><a href="https://example.org"><script src="//example.org/x.js"></script>',
+        '<a id="top"><a href="https://example.org"><script src="//example.org/x.js"></script>'
+        '<a href="/site/sub/e.html"><a href="/site/f.html">',
     )
     write(tmp_path / "sub" / "e.html", '<a href="../a.html#top"><img src="../missing.png">')
     write(tmp_path / "b.html", '<p id="here">')
-    assert build.check_links(tmp_path) == [
+    assert build.check_links(tmp_path, "/site/") == [
         "a.html: loads //example.org/x.js from another host",
         "a.html: b.html#gone leads to no anchor",
         "a.html: c%20d.html leads to no file",
+        "a.html: /site/f.html leads to no file",
         "sub/e.html: ../missing.png leads to no file",
     ]
 
@@ -361,6 +414,9 @@ def test_build_is_strict_repeatable_and_leaves_a_good_site_standing(toy: Path) -
     html = build.build(toy)
     assert html == toy / "_build" / "html"
     before = tree(html)
+    assert "sitemap.xml" not in before
+    assert b"og:" not in before["notebooks/toy/one.html"]
+    assert b'<meta name="description" content="All is small."' in before["notebooks/toy/one.html"]
     assert {"index.html", "intro.html", "notebooks/toy/one.html"} <= set(before)
     shutil.rmtree(toy / "_build" / "book_work")
     build.build(toy)

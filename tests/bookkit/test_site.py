@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import pytest
 
-from bookkit import build, claims, sphinx
+from bookkit import build, claims, sphinx, web
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,7 +168,7 @@ def notebook_visits(visits: list[Visit]) -> list[Visit]:
 
 
 def test_links_and_anchors_resolve(html: Path) -> None:
-    assert build.check_links(html) == []
+    assert build.check_links(html, web.prefix(os.environ)) == []
 
 
 def test_pages_load_without_a_word_on_the_console(visits: list[Visit]) -> None:

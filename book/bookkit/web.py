@@ -1,0 +1,148 @@
+"""Sphinx extension: what the web expects of a site.
+
+Every page has a description; there is a page for addresses that lead nowhere, and nothing for
+Jekyll to do. Where the address of the site is known when it is built, pages name it and the
+picture to show beside a link to them (Open Graph), and a sitemap lists them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+from bookkit import sphinx
+
+SOCIAL = "_static/social"  # pictures beside links to pages
+CARD = (1200, 630)  # what Open Graph asks for
+LONGEST = 300  # characters of a description
+UNLISTED = ("404", "genindex", "search")  # no pages to find
+
+
+def site_url(environment: Mapping[str, str]) -> str:
+    """The site's address with a slash at its end; empty where none is known.
+
+    It is `FABOOK_URL`, else what GitHub Pages gives the repository that `GITHUB_REPOSITORY` names.
+
+    Raises:
+        BookError: for a `FABOOK_URL` that is no address.
+
+    Example:
+        >>> site_url({"GITHUB_REPOSITORY": "Ada/book"})
+        'https://ada.github.io/book/'
+    """
+    given = environment.get("FABOOK_URL", "").strip()
+    if given:
+        parts = urlparse(given)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise sphinx.BookError(f"FABOOK_URL must be an http(s) address, got {given!r}")
+        return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/"
+    owner, _, name = environment.get("GITHUB_REPOSITORY", "").partition("/")
+    if not name:
+        return ""
+    host = f"{owner.lower()}.github.io"
+    return f"https://{host}/" if name.lower() == host else f"https://{host}/{name}/"
+
+
+def prefix(environment: Mapping[str, str]) -> str:
+    """The path at which the site stands on its host: `"/"`, or `"/book/"`."""
+    return urlparse(site_url(environment)).path or "/"
+
+
+def description(document: nodes.document) -> str:
+    """What a page says of itself: its lead, else its first paragraph; at most 300 characters."""
+    leads = (n for n in document.findall(nodes.container) if "lead" in n["classes"])
+    opening = next(leads, None) or next(document.findall(nodes.paragraph), None)
+    text = " ".join(opening.astext().split()) if opening is not None else ""
+    if len(text) <= LONGEST:
+        return text
+    return text[: LONGEST - 1].rsplit(" ", 1)[0].rstrip(",;:.") + "…"
+
+
+def card(picture: Any) -> bytes:
+    """A figure on the white ground that Open Graph asks for, as PNG."""
+    from PIL import Image
+
+    width, height = (round(0.94 * side) for side in CARD)
+    scale = min(width / picture.width, height / picture.height)
+    size = (round(scale * picture.width), round(scale * picture.height))
+    ground = Image.new("RGB", CARD, "white")
+    ground.paste(
+        picture.resize(size, Image.Resampling.LANCZOS),
+        tuple((whole - part) // 2 for whole, part in zip(CARD, size)),
+    )
+    target = io.BytesIO()
+    ground.quantize(64, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
+    return target.getvalue()
+
+
+def _shown(book: sphinx.Book, docname: str) -> str:
+    """The notebook whose figure stands for a page; empty for the book's own."""
+    about = book.about(docname)
+    names = book.pages(about) if about else []
+    return names[0] if names and docname.split("/")[0] in ("notebooks", "chapters") else ""
+
+
+def _describe(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """The description, and what `sphinxext.opengraph` is to say instead of its own guesses."""
+    if doctree is None:
+        return
+    text = description(doctree)
+    context["metatags"] += f'<meta name="description" content="{escape(text)}" />\n'
+    if not app.config.html_baseurl:
+        return
+    name = _shown(vars(app)["bookkit"], pagename)
+    title = escape(app.env.titles[pagename].astext(), quote=False)
+    pictures = f"{app.config.html_baseurl}{SOCIAL}"
+    context["meta"] = {
+        **(context["meta"] or {}),
+        "og:description": escape(text, quote=False),
+        "og:image": f"{pictures}/{name or 'book'}.png",
+        "og:image:alt": f"A figure of {title}" if name else app.config.html_title,
+    }
+
+
+def _configure(app: Sphinx, config: Any) -> None:
+    """What the extensions ask for, known only when the site is built."""
+    url, path = site_url(os.environ), prefix(os.environ)
+    config.html_baseurl = config.ogp_site_url = url
+    config.ogp_site_name = config.html_title
+    config.sitemap_url_scheme = "{link}"
+    config.sitemap_excludes = [f"{name}.html" for name in UNLISTED]
+    config.notfound_urls_prefix = path
+    body = sphinx.render("not-found.html", prefix=path)
+    config.notfound_context = {"title": "No such page", "body": body}
+
+
+def _cards(app: Sphinx, error: Exception | None) -> None:
+    """The pictures beside links to pages."""
+    if error or app.builder.format != "html" or not app.config.html_baseurl:
+        return
+    from PIL import Image
+
+    book: sphinx.Book = vars(app)["bookkit"]
+    folder = Path(app.outdir) / SOCIAL
+    with Image.open(book.root / "book" / "_static" / "overview.png") as overview:
+        pictures = {"book": sphinx.on_white(overview)}
+    pictures |= {name: book.hero(name) for name in book.names}
+    sphinx.place(folder, {f"{name}.png": card(shown) for name, shown in pictures.items()})
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Load the extensions that the site's address allows, and tell them what they need."""
+    addressed = ["sphinxext.opengraph", "sphinx_sitemap"] if site_url(os.environ) else []
+    for name in ("sphinx.ext.githubpages", "notfound.extension", *addressed):
+        app.setup_extension(name)
+    app.connect("config-inited", _configure, priority=100)
+    app.connect("html-page-context", _describe, priority=100)
+    app.connect("build-finished", _cards)
+    return {"parallel_read_safe": True, "parallel_write_safe": True, "version": "1"}
