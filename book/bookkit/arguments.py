@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     build = add("build", "Build the site from executed notebooks.", "build", options="out")
     build.add_argument("--preset", default="quick", metavar="quick|paper", help="pages of (quick)")
     build.add_argument("--lenient", action="store_true", help="let warnings pass")
+    _export_parser(add)
     text = "Begin a notebook from a template: source, figure, claim, place in the contents."
     add("new", text, "new paper2025/a_result").add_argument("name", metavar="PAPER/RESULT")
     _data_parsers(add)
@@ -113,6 +114,17 @@ def _running(made: argparse.ArgumentParser) -> None:
     text = "local, or the address of a Dask scheduler"
     made.add_argument("--scheduler", metavar="local|ADDRESS", help=text)
     made.add_argument("--force", action="store_true", help="execute even what is up to date")
+
+
+def _export_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
+    text = "Write plain notebooks, which any Jupyter shows well and which install what they need."
+    examples = ["export --to plain", "export --to week1 --no-solutions minimum_norm chu2023"]
+    made = add("export", text, *examples, options="out")
+    made.add_argument("names", nargs="*", metavar="NAME", help="as of fabook run; default: all")
+    made.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to write")
+    made.add_argument(
+        "--no-solutions", action="store_true", help="without the exercises' solutions"
+    )
 
 
 def _data_parsers(add: Callable[..., argparse.ArgumentParser]) -> None:

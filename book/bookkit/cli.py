@@ -196,6 +196,26 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from bookkit import export
+
+    root, out = _places(arguments)
+    solutions = not arguments.no_solutions
+    written = export.export(root, out, arguments.to, arguments.names, solutions=solutions)
+    print(*written, sep="\n")
+    without = [path for path, numbers in written.items() if not numbers]
+    if without:
+        names = " ".join(
+            path.relative_to(arguments.to).with_suffix("").as_posix() for path in without
+        )
+        print(
+            f"fabook: numbers in the text and figures come from executed notebooks in {out}, which "
+            f"has none of: {names}\nfabook: run, and export again: fabook run {names}",
+            file=sys.stderr,
+        )
+    return 0
+
+
 def _data(arguments: argparse.Namespace) -> int:
     from fabook import data
 

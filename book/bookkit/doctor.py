@@ -13,7 +13,8 @@ from typing import Any
 from bookkit import claims
 
 PURPOSES = {
-    "book": "run notebooks, draw figures, build the site",
+    "notebook": "run a notebook in Jupyter",
+    "book": "run all notebooks, build the site",
     "test": "run the tests",
     "cluster": "send runs to a Dask cluster",
 }
@@ -65,7 +66,11 @@ def _requirements(extra: str) -> list[tuple[str, Any]]:
         requirement = Requirement(line)
         marker = requirement.marker
         applies = marker is None or marker.evaluate({"extra": extra})
-        if applies and (bool(extra) == ("extra" in str(marker))) and requirement.name != "fabook":
+        if not applies or bool(extra) != ("extra" in str(marker)):
+            continue
+        if requirement.name == "fabook":  # an extra that holds another one
+            found += [row for inner in sorted(requirement.extras) for row in _requirements(inner)]
+        else:
             found.append((f"{requirement.name}{requirement.specifier}", requirement))
     return found
 

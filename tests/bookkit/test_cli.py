@@ -20,6 +20,7 @@ COMMANDS = (
     "show",
     "claims",
     "build",
+    "export",
     "data",
     "data prepare",
     "grade",

@@ -1,4 +1,4 @@
-"""Other people's tools run an exported notebook, from an installed package and outside a clone."""
+"""Other people's tools run a plain notebook, from an installed package and outside a clone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "robertson2023/minimum_norm"
-SIZES = {"steps": 60, "pieces": 2}
+DRAWN = "chu2023/random_walk"  # with drawing functions in figures.py
+SMALL = {"seeds": 2, "steps": 6, "n_train": 120, "n_full": 60, "width": 8, "batch_size": 20}
+BOOK = ["book/claims.toml", "book/references.bib"]  # for verdicts and citations
+SIZES = {"robertson2023/minimum_norm": {"steps": 60, "pieces": 2}, DRAWN: SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +31,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = ["--no-deps", "--no-compile", "--target", str(folder / "site"), str(wheel)]
     subprocess.run([*pip, "install", *target], check=True)
     return folder / "site"
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Path:
-    """The notebook as `jupytext --to ipynb` writes it, in an empty folder."""
-    path = tmp_path_factory.mktemp("elsewhere") / "minimum_norm.ipynb"
-    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{NAME}.md"), path)
-    return path
 
 
 def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -55,10 +49,6 @@ def printed(path: Path) -> str:
     return "".join(output.get("text", "") for output in outputs)
 
 
-DRAWN = "chu2023/random_walk"  # with drawing functions in figures.py
-SMALL = {"seeds": 2, "steps": 6, "n_train": 120, "n_full": 60, "width": 8, "batch_size": 20}
-
-
 def words(**values: object) -> list[str]:
     return [word for name, value in values.items() for word in ("-p", name, str(value))]
 
@@ -69,16 +59,47 @@ def pictures(path: Path) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_a_notebook_with_drawing_functions_runs_judges_and_draws(
-    installed: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "walk.ipynb"
-    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{DRAWN}.md"), path)
-    done = run(installed, tmp_path, "papermill", path.name, "out.ipynb", *words(**SMALL))
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Path:
+    """The plain notebooks as the installed package writes them."""
+    folder = tmp_path_factory.mktemp("exported")
+    done = run(installed, folder, "fabook", "export", "--to", ".", "--no-solutions", *SIZES)
     assert done.returncode == 0, done.stderr
-    assert "chu2023.random_walk." in printed(tmp_path / "out.ipynb")
-    assert pictures(tmp_path / "out.ipynb") == 2  # of the committed results, and of this run
-    assert {p.name for p in tmp_path.iterdir()} == {"walk.ipynb", "out.ipynb"}
+    return folder
+
+
+@pytest.fixture(params=[*SIZES])
+def plain(request: pytest.FixtureRequest, tmp_path: Path, exported: Path) -> Path:
+    """A plain notebook in a folder of its paper's name with nothing else in it."""
+    path = tmp_path / f"{request.param}.ipynb"
+    path.parent.mkdir()
+    return Path(shutil.copy(exported / f"{request.param}.ipynb", path))
+
+
+def test_papermill_runs_a_plain_notebook_with_parameters(installed: Path, plain: Path) -> None:
+    name = f"{plain.parent.name}/{plain.stem}"
+    done = run(installed, plain.parent, "papermill", plain.name, "out.ipynb", *words(**SIZES[name]))
+    assert done.returncode == 0, done.stderr
+    assert f"{name.replace('/', '.')}." in printed(plain.with_name("out.ipynb"))  # verdicts
+    if name == DRAWN:  # of the committed results, and of this run
+        assert pictures(plain.with_name("out.ipynb")) == 2
+    assert {p.name for p in plain.parent.iterdir()} == {plain.name, "out.ipynb"}
+
+
+def test_jupyter_execute_runs_a_plain_notebook_and_then_nbval(installed: Path, plain: Path) -> None:
+    name = f"{plain.parent.name}/{plain.stem}"
+    notebook = nbformat.read(plain, as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source += "".join(f"\n{key} = {value}" for key, value in SIZES[name].items())
+    nbformat.write(notebook, plain)
+    done = run(installed, plain.parent, "jupyter", "execute", "--inplace", plain.name)
+    assert done.returncode == 0, done.stderr
+    assert f"{name.replace('/', '.')}." in printed(plain)
+    if name == DRAWN:
+        return
+    options = ["-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
+    done = run(installed, plain.parent, "pytest", "-q", *options, plain.name)
+    assert done.returncode == 0, done.stdout
 
 
 def test_without_a_registry_a_notebook_runs_and_judges_nothing(
@@ -102,7 +123,7 @@ def test_without_a_registry_a_notebook_runs_and_judges_nothing(
 def test_the_wheel_has_the_notebooks_and_no_answers(installed: Path) -> None:
     found = {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()}
     book = {name.split("/_book/")[1] for name in found if "/_book/" in name}
-    command = ["git", "ls-files", "notebooks", "book/results", "book/claims.toml"]
+    command = ["git", "ls-files", "notebooks", "book/results", *BOOK]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     wanted = {n for n in done.stdout.split() if not n.startswith("notebooks/homework/")}
     assert wanted <= book
@@ -126,26 +147,3 @@ def test_the_wheel_brings_the_claims(installed: Path, tmp_path: Path) -> None:
     rows = json.loads(shown.stdout)
     assert {row["verdict"] for row in rows} - {"not run"}  # the committed results came along
     assert list(tmp_path.iterdir()) == []
-
-
-def test_papermill_with_parameters(installed: Path, exported: Path) -> None:
-    words = ["papermill", exported.name, "out.ipynb"]
-    for name, value in SIZES.items():
-        words += ["-p", name, str(value)]
-    done = run(installed, exported.parent, *words)
-    assert done.returncode == 0, done.stderr
-    assert "robertson2023.minimum_norm." in printed(exported.parent / "out.ipynb")  # verdicts
-
-
-def test_jupyter_execute_and_then_nbval(installed: Path, exported: Path) -> None:
-    notebook = nbformat.read(exported, as_version=4)
-    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    cell.source += "".join(f"\n{name} = {value}" for name, value in SIZES.items())
-    path = exported.parent / "own.ipynb"
-    nbformat.write(notebook, path)
-    done = run(installed, path.parent, "jupyter", "execute", "--inplace", path.name)
-    assert done.returncode == 0, done.stderr
-    assert "robertson2023.minimum_norm." in printed(path)
-    options = ["-p", "no:cacheprovider", "--nbval", "--nbval-current-env"]
-    done = run(installed, path.parent, "pytest", "-q", *options, path.name)
-    assert done.returncode == 0, done.stdout

@@ -1,0 +1,202 @@
+"""Plain notebooks: each source as an `.ipynb` that any Jupyter shows well, without this book.
+
+The prose is plain Markdown (`bookkit.plain`), the first cell installs what is missing, and cells
+that are folded on the page are folded here. Numbers and figures are those of the executed copy,
+which shows the committed results of the paper preset where there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bookkit import address, claims, notebooks, parameters, plain
+from bookkit.notebooks import Notebook, digest
+from bookkit.parameters import UsageError
+from bookkit.record import GLUE_PREFIX
+
+NEEDED = ("bookkit", "jupytext", "matplotlib", "pooch", "seaborn", "sklearn", "xarray")
+FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+
+
+def export(
+    root: Path, out: Path, to: Path, names: Sequence[str] = (), *, solutions: bool = True
+) -> dict[Path, bool]:
+    """Write plain notebooks as `<to>/<paper>/<notebook>.ipynb`, each under a temporary name first.
+
+    Args:
+        root: the repository, or the installed book.
+        out: folder of runs, which has the executed copies.
+        names: notebooks as `fabook run` takes them; none for all.
+        solutions: with the solutions of the exercises, or without.
+
+    Returns:
+        The files, and whether numbers and figures are in them: they are not where there is no
+        executed copy of the same code.
+
+    Raises:
+        UsageError: for a file in the way that is not as `export` wrote it; nothing is written.
+    """
+    import nbformat
+
+    home = address.find(root)
+    made = {
+        to / f"{notebook.name}.ipynb": Page(root, out, notebook, home=home, solutions=solutions)
+        for notebook in notebooks.select(root, names)
+    }
+    for path in made:
+        if path.exists() and not _own(path):
+            raise UsageError(
+                f"{path} is not as `fabook export` wrote it: move it away, or choose another folder"
+            )
+    for path, page in made.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(nbformat.writes(page.notebook()) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    return {path: bool(page.stored) for path, page in made.items()}
+
+
+def _own(path: Path) -> bool:
+    """Whether a file is a plain notebook in which nothing was changed or run."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return bool(content["metadata"]["fabook"]["exported"] == _mark(content["cells"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _mark(cells: Iterable[Mapping[str, Any]]) -> str:
+    return digest([[c["cell_type"], "".join(c["source"]), c.get("outputs", [])] for c in cells])
+
+
+def stored(out: Path, source: Path, name: str) -> dict[str, dict[str, str]]:
+    """What the executed copy keeps under a name, texts and pictures; nothing if its code is not
+    the source's.
+    """
+    paths = [out / "notebooks" / preset / f"{name}.ipynb" for preset in claims.PRESETS]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return {}
+    cells = [c for c in parameters.read(path).cells if c.cell_type == "code"]
+    own = [c for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    code = [c.source for c in parameters.read(source).cells if c.cell_type == "code"]
+    if [c.source for c in own] != code:
+        return {}
+    return {
+        output["metadata"]["scrapbook"]["name"]: {
+            kind.removeprefix(GLUE_PREFIX): "".join(value) for kind, value in output["data"].items()
+        }
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "scrapbook" in output.get("metadata", {})
+    }
+
+
+class Page:
+    """One notebook on its way out of the book; `notebook` is the outcome."""
+
+    def __init__(
+        self,
+        root: Path,
+        out: Path,
+        source: Notebook,
+        *,
+        home: address.Address | None,
+        solutions: bool = True,
+    ) -> None:
+        self.name, self.home, self.solutions = source.name, home, solutions
+        self.cells = parameters.read(source.path).cells
+        self.stored = stored(out, source.path, source.name)
+        self.words = plain.Words(root, source.name, self.cells, self.stored, solutions=solutions)
+
+    def notebook(self) -> Any:
+        """The plain notebook."""
+        from nbformat import v4
+
+        cells = [_cell("code", self._install(), {"tags": ["install"]})]
+        for solution, cell in self._parts():
+            if solution and not self.solutions:
+                continue
+            if cell.cell_type == "code":
+                cells += self._code(cell, solution)
+                continue
+            text = self.words.text(cell.source)
+            if solution and text.strip():
+                text = plain.fold(f"Solution of {solution}", text)
+            cells += [_cell("markdown", part) for part in text.split("\f")]
+        cells.append(_cell("markdown", self.words.references.listed()))
+        cells = [cell for cell in cells if cell.source.strip()]
+        for index, cell in enumerate(cells):
+            cell["id"] = f"cell-{index}"
+        header = {
+            "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
+            "language_info": {"name": "python"},
+            "fabook": {"notebook": self.name, "exported": _mark(cells)},
+        }
+        return v4.new_notebook(cells=cells, metadata=header)
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """The cells, cut where a solution begins or ends, with what it solves or ""."""
+        solution = ""
+        for cell in self.cells:
+            if cell.cell_type != "markdown":
+                yield solution, cell
+                continue
+            lines, at = cell.source.split("\n"), 0
+            for token in plain.parser().parse(cell.source):
+                name, argument = plain.directive(token)
+                if name in ("solution-start", "solution-end") and token.map:
+                    yield solution, _cell("markdown", "\n".join(lines[at : token.map[0]]))
+                    at = token.map[1]
+                    solution = self._solved(argument) if name == "solution-start" else ""
+            yield solution, _cell("markdown", "\n".join(lines[at:]))
+
+    def _solved(self, label: str) -> str:
+        """What a solution is of: the one block of exercises, or one of several."""
+        one = self.words.exercises == 1
+        return "the exercises" if one else self.words.labels.get(label, "the exercise").lower()
+
+    def _code(self, cell: Any, solution: str) -> list[Any]:
+        """A code cell, folded if it is folded on the page, and the caption of its figure."""
+        options = cell.metadata.get("mystnb", {})
+        metadata = {key: value for key, value in cell.metadata.items() if key != "mystnb"}
+        title = options.get("code_prompt_show", "Solution" if solution else "")
+        if solution or FOLDED & set(metadata.get("tags", [])):
+            metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
+            title = title or "Bookkeeping"
+        source = f"# @title {title}\n{cell.source}" if title else cell.source
+        made = [_cell("code", source, metadata)]
+        if "figure" in options:
+            figure = options["figure"]
+            caption = self.words.text(figure["caption"])
+            made.append(_cell("markdown", f"**{self.words.labels[figure['name']]}.** {caption}"))
+        return made
+
+    def _install(self) -> str:
+        command = (
+            f'    %pip install --quiet "{self.home.requirement}"'
+            if self.home
+            else "    raise ModuleNotFoundError(\n"
+            "        f\"missing: {missing}; in a clone of the book: pip install '.[notebook]'\"\n"
+            "    )"
+        )
+        place = f" of {self.home.url}" if self.home else ""
+        return (
+            f"# Notebook {self.name}{place}.\n"
+            "# This cell installs what is missing, and does nothing where it is there.\n"
+            "from importlib.util import find_spec\n\n"
+            f"needed = {list(NEEDED)}\n"
+            "missing = [name for name in needed if find_spec(name) is None]\n"
+            f"if missing:\n{command}"
+        )
+
+
+def _cell(kind: str, source: str, metadata: Mapping[str, Any] | None = None) -> Any:
+    from nbformat import v4
+
+    make = v4.new_code_cell if kind == "code" else v4.new_markdown_cell
+    return make(source.strip("\n"), metadata=dict(metadata or {}))
