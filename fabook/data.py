@@ -869,3 +869,71 @@ def teacher_student(
         y = copy.deepcopy(teacher).eval()(x)
     zeta = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
     return x, y + noise * zeta
+
+
+def associative_recall(
+    n: int, generator: Generator, *, pairs: int = 4, keys: int = 8, values: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Draw sequences of pairs and a query: which value belongs to the key that is asked for?
+
+    Each token but the last is a pair, of number ``key * values + value``; the keys of a sequence
+    are different. The last token asks for the key of one of the pairs, drawn uniformly, and is
+    number ``keys * values + key``. Who finds the pair is always right; who sees the pairs and not
+    the query, once in ``pairs`` and a little more; who sees nothing, once in ``values``.
+
+    Args:
+        n: sequences.
+        generator: source of the draws, on the CPU.
+        pairs: of a sequence.
+        keys: different keys, at least ``pairs``.
+        values: different values, at least 2.
+
+    Returns:
+        x (n, pairs + 1), tokens below ``keys * values + keys``, and y (n,), values.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> x, y = associative_recall(100, torch.Generator().manual_seed(0))
+        >>> x.shape, bool((x[:, :-1] % 8 == y[:, None]).any(1).all())
+        (torch.Size([100, 5]), True)
+    """
+    _count("n", n)
+    _count("keys", keys)
+    _count("pairs", pairs, most=keys)
+    _count("values", values, 2)
+    key = torch.rand(n, keys, generator=generator).argsort(1)[:, :pairs]
+    value = torch.randint(values, (n, pairs), generator=generator)
+    asked = torch.randint(pairs, (n, 1), generator=generator)
+    query = keys * values + key.gather(1, asked)
+    return torch.cat([key * values + value, query], 1), value.gather(1, asked).squeeze(1)
+
+
+def sorting(
+    n: int, generator: Generator, *, length: int = 8, tokens: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Draw sequences of tokens, and the same in ascending order: a label for each position.
+
+    Args:
+        n: sequences.
+        generator: source of the draws, on the CPU.
+        length: tokens of a sequence.
+        tokens: different tokens, at least 2.
+
+    Returns:
+        x (n, length) and y (n, length), tokens below ``tokens``.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> x, y = sorting(100, torch.Generator().manual_seed(0), length=4)
+        >>> x.shape, bool((y.diff(dim=1) >= 0).all())
+        (torch.Size([100, 4]), True)
+    """
+    _count("n", n)
+    _count("length", length)
+    _count("tokens", tokens, 2)
+    x = torch.randint(tokens, (n, length), generator=generator)
+    return x, x.sort(1).values

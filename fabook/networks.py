@@ -1,10 +1,14 @@
-"""Networks of the papers, each a plain ``nn.Sequential`` with an explicit initialisation."""
+"""Networks with an explicit initialisation: the papers' are each a plain ``nn.Sequential``.
+
+Two are not, for rules on any network: a small :func:`resnet` and a small :func:`transformer`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -350,3 +354,193 @@ def convnet(
         dtype=dtype,
     )
     return nn.Sequential(*modules, nn.Flatten(), *top)
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut, which is projected where the shape changes."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(n_out)
+        self.down = nn.Sequential()
+        if stride != 1 or n_in != n_out:
+            project = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+            self.down = nn.Sequential(project, nn.BatchNorm2d(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(h)) + self.down(x))
+
+
+class ResNet(nn.Module):
+    """A stem, residual blocks, the mean over positions and a linear head; see :func:`resnet`."""
+
+    def __init__(
+        self, n_inputs: int, channels: Sequence[int], n_outputs: int, blocks: int, stride: int
+    ) -> None:
+        super().__init__()
+        stem = nn.Conv2d(n_inputs, channels[0], 3, stride, 1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(channels[0]), nn.ReLU())
+        stages: list[nn.Module] = []
+        for n_in, n_out in pairwise([channels[0], *channels]):
+            first = Residual(n_in, n_out, 1 if not stages else 2)
+            stages += [first, *(Residual(n_out, n_out, 1) for _ in range(blocks - 1))]
+        self.blocks = nn.Sequential(*stages)
+        self.head = nn.Linear(channels[-1], n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        return y
+
+
+def resnet(
+    n_inputs: int,
+    channels: Sequence[int],
+    n_outputs: int,
+    *,
+    blocks: int = 1,
+    stride: int = 1,
+    generator: Generator,
+    dtype: torch.dtype | None = None,
+) -> ResNet:
+    """Residual network for small images, with batch normalisation.
+
+    A 3 x 3 convolution, then a stage of residual blocks for each number of channels, each stage but
+    the first at half the side, the mean over positions and a linear layer. ``[16, 32, 64]`` with
+    three blocks a stage is ResNet-20. Convolutions start at $N(0, 2/n)$ for fan-in $n$, the
+    linear layer as in :func:`.mlp`.
+
+    Args:
+        n_inputs: channels of an image.
+        channels: channels of each stage.
+        n_outputs: number of outputs.
+        blocks: residual blocks of a stage.
+        stride: of the first convolution, in pixels.
+        generator: CPU generator of the weights.
+        dtype: floating dtype.
+
+    Raises:
+        ValueError: for a size that is no positive number.
+
+    References: He, Zhang, Ren & Sun (2016), https://arxiv.org/abs/1512.03385
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> resnet(3, [4, 8], 10, generator=g)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
+    """
+    _positive(
+        n_inputs=n_inputs, channels=channels, n_outputs=n_outputs, blocks=blocks, stride=stride
+    )
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn anew below
+        net = ResNet(n_inputs, channels, n_outputs, blocks, stride).to(dtype)
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.ndim == 4:
+                shape = tuple(p.shape)
+                p.copy_(draw(shape, "normal", scale=2**0.5, generator=generator, dtype=dtype))
+        head = tuple(net.head.weight.shape)
+        net.head.weight.copy_(draw(head, "uniform", generator=generator, dtype=dtype))
+        net.head.bias.zero_()
+    return net
+
+
+class Transformer(nn.Module):
+    """Embedded tokens and places, encoder layers and a linear head; see :func:`transformer`."""
+
+    def __init__(
+        self,
+        n_tokens: int,
+        n_positions: int,
+        n_outputs: int,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        pool: bool,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(n_tokens, width)
+        self.place = nn.Parameter(torch.zeros(n_positions, width))
+        options: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+        each = (nn.TransformerEncoderLayer(width, heads, hidden, **options) for _ in range(layers))
+        self.blocks = nn.Sequential(*each)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, n_outputs)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.blocks(self.embed(x) + self.place[: x.shape[1]]))
+        y: Tensor = self.head(h.mean(1) if self.pool else h)
+        return y
+
+
+def transformer(
+    n_tokens: int,
+    n_positions: int,
+    n_outputs: int,
+    *,
+    width: int = 32,
+    layers: int = 2,
+    heads: int = 4,
+    hidden: int | None = None,
+    pool: bool = False,
+    generator: Generator,
+    dtype: torch.dtype | None = None,
+) -> Transformer:
+    """Transformer encoder of ``nn.TransformerEncoderLayer``, normalised first, without dropout.
+
+    Every position attends to every other. Matrices start Xavier-uniform, the two tables (of tokens
+    and of places) at $N(0, 1/4)$, biases at zero.
+
+    Args:
+        n_tokens: different tokens.
+        n_positions: longest sequence.
+        n_outputs: number of outputs.
+        width: numbers that stand for a token.
+        layers: encoder layers.
+        heads: heads of the attention, a divisor of ``width``.
+        hidden: units of the layers' networks, by default twice the width.
+        pool: one output from the mean over positions, (n, n_outputs), instead of one for each,
+            (n, length, n_outputs).
+        generator: CPU generator of the weights.
+        dtype: floating dtype.
+
+    Raises:
+        ValueError: for a size that is no positive number, or heads that do not divide the width.
+
+    References: Vaswani et al. (2017), https://arxiv.org/abs/1706.03762
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> transformer(7, 5, 3, generator=g)(torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 5, 3])
+    """
+    hidden = 2 * width if hidden is None else hidden
+    _positive(n_tokens=n_tokens, n_positions=n_positions, n_outputs=n_outputs)
+    _positive(width=width, layers=layers, heads=heads, hidden=hidden)
+    if width % heads:
+        raise ValueError(f"heads must divide the width; got {heads} heads and width {width}")
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn anew below
+        sizes = (n_tokens, n_positions, n_outputs, width, layers, heads, hidden)
+        net = Transformer(*sizes, pool).to(dtype)
+    tables = (net.embed.weight, net.place)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if p.ndim > 1:
+                table = any(p is other for other in tables)
+                init, scale = ("standard_normal", 0.5) if table else ("xavier_uniform", 1.0)
+                shape = tuple(p.shape)
+                p.copy_(draw(shape, init, scale=scale, generator=generator, dtype=dtype))
+            elif name.endswith("bias"):
+                p.zero_()
+    return net
+
+
+def _positive(**sizes: int | Sequence[int]) -> None:
+    for name, size in sizes.items():
+        found = [size] if isinstance(size, int) else list(size)
+        if not found or any(n < 1 for n in found):
+            raise ValueError(f"{name} must be positive; got {size}")

@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fabook
+from fabook import networks
 from fabook.theory.refinetti2021 import online, reduced, simulation
 from fabook.theory.song2021 import reduction
 from fabook.training import step_times
@@ -51,60 +52,6 @@ CLOCK = time.thread_time if _fine else time.perf_counter
 
 
 # --- networks ------------------------------------------------------------------------------------
-
-
-class Residual(nn.Module):
-    """Two convolutions and a shortcut, projected where the shape changes."""
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
-        self.down = nn.Sequential()
-        if stride != 1 or before != width:
-            project = nn.Conv2d(before, width, 1, stride, bias=False)
-            self.down = nn.Sequential(project, nn.BatchNorm2d(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(h)) + self.down(x))
-
-
-class ResNet20(nn.Module):
-    """He et al. (2016) for 32 x 32 images, 0.27 million parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        )
-        shapes = (
-            [(16, 16, 1)] * 3
-            + [(16, 32, 2)]
-            + [(32, 32, 1)] * 2
-            + [(32, 64, 2)]
-            + [(64, 64, 1)] * 2
-        )
-        self.blocks = nn.Sequential(*[Residual(*shape) for shape in shapes])
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
-
-
-class Transformer(nn.Module):
-    """Two encoder layers of width 128 over 64 positions; the classes from their mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.place = nn.Embedding(100, 128), nn.Parameter(0.02 * torch.randn(64, 128))
-        options = {"dropout": 0.0, "batch_first": True, "norm_first": True}
-        layers = [nn.TransformerEncoderLayer(128, 4, 512, **options) for _ in range(2)]
-        self.blocks, self.head = nn.Sequential(*layers), nn.Linear(128, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.embed(x) + self.place).mean(1))
 
 
 def _images(n: int) -> Tensor:
@@ -152,17 +99,17 @@ def _normed(n: int) -> Cell:
 
 
 def _resnet(n: int) -> Cell:
-    torch.manual_seed(0)
-    return ResNet20(), _images(n), _labels(n)
+    """ResNet-20 (He et al. 2016), 0.27 million parameters."""
+    g = fabook.stream(0, "weights")
+    return networks.resnet(3, [16, 32, 64], 10, blocks=3, generator=g), _images(n), _labels(n)
 
 
 def _transformer(n: int) -> Cell:
-    torch.manual_seed(0)
-    return (
-        Transformer(),
-        torch.randint(100, (n, 64), generator=fabook.stream(0, "words")),
-        _labels(n),
-    )
+    """Two encoder layers of width 128 over 64 positions; the classes from their mean."""
+    g = fabook.stream(0, "weights")
+    net = networks.transformer(100, 64, 10, width=128, hidden=512, pool=True, generator=g)
+    words = torch.randint(100, (n, 64), generator=fabook.stream(0, "words"))
+    return net, words, _labels(n)
 
 
 CELLS: dict[str, Callable[[], Cell]] = {

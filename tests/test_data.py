@@ -583,6 +583,10 @@ def test_available_says_where_data_would_come_from(small, tmp_path, server):
         (lambda: data.gaussian_mixture(1, generator()), "n_classes .* at least 2; got 1"),
         (lambda: data.gaussian_mixture(3, generator(), noise=-1), "noise .* got -1"),
         (lambda: data.teacher_student(nn.Identity(), 5, (2, 0), generator()), "shape .* got 0"),
+        (lambda: data.associative_recall(5, generator(), pairs=9), "pairs .* 1 to 8; got 9"),
+        (lambda: data.associative_recall(5, generator(), values=1), "values .* got 1"),
+        (lambda: data.sorting(5, generator(), tokens=1), "tokens .* got 1"),
+        (lambda: data.sorting(5, generator(), length=0), "length .* got 0"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, message, tmp_path, monkeypatch):
@@ -787,6 +791,35 @@ def test_teacher_student_labels_come_from_the_teacher():
     assert (noisy - y).std().item() == pytest.approx(0.3, rel=5 / (2 * 40_000) ** 0.5)
     images, _ = data.teacher_student(nn.Identity(), 4, (3, 5, 5), generator())
     assert images.shape == (4, 3, 5, 5)
+
+
+def test_associative_recall_asks_for_one_of_its_pairs():
+    n, keys, values = 20_000, 5, 3
+    x, y = data.associative_recall(n, generator(), pairs=4, keys=keys, values=values)
+    assert x.shape == (n, 5)
+    assert y.shape == (n,)
+    key, value, asked = x[:, :-1] // values, x[:, :-1] % values, x[:, -1] - keys * values
+    assert int(key.min()) == 0
+    assert int(key.max()) == keys - 1
+    assert all(len(set(row)) == 4 for row in key[:200].tolist())
+    found = key == asked[:, None]
+    assert torch.equal(found.sum(1), torch.ones(n, dtype=torch.long))
+    assert torch.equal(value[found], y)
+    # where it stands, which key and which value: all uniform
+    for draws, count in ((found.long().argmax(1), 4), (asked, keys), (y, values)):
+        share = draws.bincount(minlength=count) / n
+        assert share.numpy() == pytest.approx(1 / count, abs=5 * (count * n) ** -0.5)
+    again = data.associative_recall(n, generator(), pairs=4, keys=keys, values=values)
+    assert torch.equal(again[0], x)
+
+
+def test_sorted_sequences_hold_the_same_tokens():
+    x, y = data.sorting(5000, generator(), length=6, tokens=4)
+    assert x.shape == y.shape == (5000, 6)
+    assert (y.diff(dim=1) >= 0).all()
+    for token in range(4):
+        assert torch.equal((x == token).sum(1), (y == token).sum(1))
+        assert (x == token).double().mean().item() == pytest.approx(0.25, abs=0.015)
 
 
 def test_registry_has_two_addresses_and_a_checksum_for_every_file():

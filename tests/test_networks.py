@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fabook.networks import (
@@ -16,6 +17,8 @@ from fabook.networks import (
     draw,
     linear_net,
     mlp,
+    resnet,
+    transformer,
     two_layer,
 )
 from fabook.streams import stream
@@ -202,3 +205,84 @@ def test_errors_name_value_and_what_is_allowed(name):
     act, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_resnet_is_its_formula(dtype, device):
+    net = resnet(2, [4, 6], 3, blocks=2, stride=2, generator=g(), dtype=dtype).to(device).eval()
+    x = torch.randn(5, 2, 12, 12, generator=g(1), dtype=dtype).to(device)
+    own = dict(net.named_parameters())
+
+    def conv(name, h, stride, padding=1):
+        return F.conv2d(h, own[f"{name}.weight"], None, stride, padding) / (1 + 1e-5) ** 0.5
+
+    h = conv("stem.0", x, 2).relu()  # batch norm of fresh statistics divides by sqrt(1 + eps)
+    for block, stride in enumerate([1, 1, 2, 1]):
+        name = f"blocks.{block}"
+        short = conv(f"{name}.down.0", h, stride, 0) if stride == 2 else h
+        h = (conv(f"{name}.conv2", conv(f"{name}.conv1", h, stride).relu(), 1) + short).relu()
+    assert h.shape[1:] == (6, 3, 3)
+    want = h.mean((2, 3)) @ own["head.weight"].T
+    torch.testing.assert_close(net(x), want)
+
+
+def test_resnet_20_has_its_published_size():
+    """0.27 million (He et al. 2016, Table 6); the shortcuts' projections add 2,752."""
+    net = resnet(3, [16, 32, 64], 10, blocks=3, generator=g())
+    assert sum(p.numel() for p in net.parameters()) == 272_474
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) + 1 == 20 + 2  # and two projections
+    first = net.blocks[3].conv1.weight
+    assert float(first.detach().std()) == pytest.approx((2 / (9 * 16)) ** 0.5, rel=0.05)
+
+
+def test_transformer_is_its_formula(dtype, device):
+    net = transformer(7, 6, 3, width=8, layers=1, heads=2, generator=g(), dtype=dtype).to(device)
+    x = torch.randint(7, (4, 5), generator=g(1)).to(device)
+    own = {name: p.detach() for name, p in net.named_parameters()}
+    layer = {name.removeprefix("blocks.0."): p for name, p in own.items()}
+
+    def norm(h):
+        return (h - h.mean(-1, keepdim=True)) / (
+            h.var(-1, keepdim=True, correction=0) + 1e-5
+        ) ** 0.5
+
+    h = own["embed.weight"][x] + own["place"][:5]
+    q, k, v = (norm(h) @ layer["self_attn.in_proj_weight"].T).chunk(3, -1)
+    q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (q, k, v))
+    seen = ((q @ k.transpose(2, 3)) / 2).softmax(-1) @ v
+    h = h + seen.transpose(1, 2).flatten(2) @ layer["self_attn.out_proj.weight"].T
+    h = h + (norm(h) @ layer["linear1.weight"].T).relu() @ layer["linear2.weight"].T
+    torch.testing.assert_close(net(x), norm(h) @ own["head.weight"].T)
+    pooled = transformer(
+        7, 6, 3, width=8, layers=1, heads=2, pool=True, generator=g(), dtype=dtype
+    ).to(device)
+    torch.testing.assert_close(pooled(x), norm(h).mean(1) @ own["head.weight"].T)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda g: resnet(1, [3, 5], 2, generator=g), lambda g: transformer(5, 4, 2, generator=g)],
+)
+def test_a_generator_means_one_network_and_nothing_else_is_touched(make):
+    before = torch.get_rng_state()
+    one, same, other = make(g()), make(g()), make(g(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    for p, q, r in zip(one.parameters(), same.parameters(), other.parameters()):
+        assert torch.equal(p, q)
+        assert p.ndim < 2 or not torch.equal(p, r)
+        assert p.requires_grad
+    assert all(not p.any() for name, p in one.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resnet(3, [], 10, generator=g()), r"channels must be positive; got \[\]"),
+        (lambda: resnet(3, [4], 10, blocks=0, generator=g()), "blocks must be positive; got 0"),
+        (lambda: transformer(0, 4, 2, generator=g()), "n_tokens must be positive; got 0"),
+        (lambda: transformer(4, 4, 2, heads=5, generator=g()), "5 heads and width 32"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
