@@ -322,3 +322,147 @@ def laws(data: Any) -> Any:
     plots.legend(axes[1], loc="lower right", fontsize=9)
     plots.letters(axes)
     return fig
+
+
+# --- MNIST ---------------------------------------------------------------------------------------
+
+HIDDEN = {  # who trains the hidden layer -> rule whose colour and marker it has, and its name
+    "FA": ("FA", "feedback alignment"),
+    "BP": ("BP", "backpropagation"),
+    "frozen": ("Shallow", "nobody: frozen"),
+}
+
+
+def mnist(data: Any) -> Any:
+    """Alignment and accuracy in time, the gain of each setting, and the one against the other."""
+    fig, axes = plots.figure(2, 2, height=3.0)
+    for ax, name in zip(axes[0], ("alignment", "accuracy")):
+        _in_time(ax, data, name)
+    axes[0, 0].set(title="alignment", ylabel=r"cosine of $B^Te$ and $V^Te$")
+    axes[0, 1].set(title="test accuracy", ylabel="test accuracy", ylim=(0, 1))
+    plots.legend(axes[0, 0], loc="upper left", fontsize=9, labelspacing=0.2)
+    _gains(axes[1, 0], data)
+    _one_against_the_other(axes[1, 1], data)
+    plots.letters(axes)
+    return fig
+
+
+def _fa_settings(data: Any) -> list[tuple[str, Any, Any, str]]:
+    """The settings of FA with their colour, line and label; a shade for each penalty."""
+    arms = [str(arm) for arm in data["curves"].arm.values if str(arm).startswith("FA ")]
+    found, lines = [], iter(("-", "--", "-."))
+    colours = iter(("#8CBF4B", "#2C7C93", "#2D1E4F") if len(arms) == 4 else ("#8CBF4B", "#2D1E4F"))
+    for arm in arms:
+        start = arm.split()[1]
+        if start == "zero":
+            found.append((arm, "#B5651D", (0, (1.2, 1.2)), "from zero"))
+        else:
+            found.append((arm, next(colours), next(lines), f"λ = {start}"))
+    return found
+
+
+def _in_time(ax: Any, data: Any, name: str) -> None:
+    """A quantity of the settings of FA against updates, with the published points."""
+    curves = data["curves"]
+    at, control = curves.step.values, int(curves.control)
+    stars = data.get(f"published_{name}")
+    for arm, colour, line, label in _fa_settings(data):
+        runs = curves[name].sel(arm=arm)
+        early, late = (at > 0) & (at <= control), at >= control
+        plots.band(ax, at[early], runs.values[:, early], color=colour, linestyle=line, label=label)
+        if late.sum() > 1:  # one seed goes on
+            ax.plot(at[late], runs.values[0, late], color=colour, ls=line, lw=1.3)
+        penalty = arm.split()[1]
+        if stars is None or penalty == "zero" or float(penalty) not in stars.penalty:
+            continue
+        row = stars["mean"].sel(penalty=float(penalty))
+        look = {"color": colour, "markeredgecolor": "black", "markeredgewidth": 0.6}
+        for step, value in zip(stars.step.values, row.values):
+            plots.paper_value(ax, value, x=step, markersize=9, label=None, **look)
+    if stars is not None:
+        star = {"marker": "*", "color": "white", "markeredgecolor": "black", "ls": "none"}
+        ax.plot([], [], markersize=9, label="published", **star)
+    if at[-1] > control:
+        ax.axvline(control, color=GREY, lw=1, ls=":")
+    ax.set(xscale="log", xlabel="updates", xlim=(max(at[1], at[-1] / 1000), 1.3 * at[-1]))
+
+
+def _at_control(data: Any, name: str) -> Any:
+    """A quantity at the time of the controls, (arm, seed)."""
+    return data["curves"][name].sel(step=int(data["curves"].control)).transpose("arm", "seed")
+
+
+def _gains(ax: Any, data: Any) -> None:
+    accuracy = 100 * _at_control(data, "accuracy")
+    strongest = f"{float(data['curves'].penalised):g}"
+    for place, (kind, (rule, _)) in enumerate(HIDDEN.items()):
+        look = plots.rule_style(rule)
+        base = accuracy.sel(arm=f"{kind} 0").values
+        for shift, start, face in ((-0.17, strongest, look["color"]), (0.17, "zero", "white")):
+            gain = accuracy.sel(arm=f"{kind} {start}").values - base
+            mean, half = interval(gain)
+            ax.plot(np.full(len(gain), place + shift + 0.1), gain, ".", color="0.6", ms=4)
+            plots.points(
+                ax, [place + shift], [mean], error=[half], color=look["color"],
+                marker=look["marker"], markerfacecolor=face, markersize=6.5, label=None,
+            )  # fmt: skip
+    for face, label in (("0.3", f"penalty λ = {strongest}"), ("white", "from zero, no penalty")):
+        ax.plot([], [], "o", color="0.3", markerfacecolor=face, ms=6.5, label=label)
+    ax.axhline(0, color=GREY, lw=1)
+    names = [name.replace(" ", "\n", 1) for _, name in HIDDEN.values()]
+    ax.set_xticks(range(len(HIDDEN)), names, fontsize=9)
+    ax.set(xlim=(-0.5, 2.5), title="who needs the alignment?", ylabel="gain in accuracy (points)")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -0.05 * high), 1.45 * high)
+    plots.legend(ax, loc="upper right", fontsize=9, labelspacing=0.2)
+
+
+def _one_against_the_other(ax: Any, data: Any) -> None:
+    accuracy, alignment = (_at_control(data, name) for name in ("accuracy", "alignment"))
+    marks = {"zero": "D", "0": "o"}
+    for kind, (rule, label) in HIDDEN.items():
+        look = plots.rule_style(rule)
+        for arm in (str(a) for a in accuracy.arm.values if str(a).startswith(f"{kind} ")):
+            start = arm.split()[1]
+            across, up = alignment.sel(arm=arm).values, accuracy.sel(arm=arm).values
+            (x, width), (y, height) = interval(across), interval(up)
+            face = "white" if start == "zero" else look["color"]
+            ax.errorbar(
+                x, y, height, width, color=look["color"], marker=marks.get(start, "s"),
+                markerfacecolor=face, ms=6.5, lw=1, zorder=4, ls="none",
+                label=label if start == "0" else None,
+            )  # fmt: skip
+    for mark, face, label in (
+        ("o", "0.3", "λ = 0"), ("s", "0.3", "λ > 0"), ("D", "white", "from zero"),
+    ):  # fmt: skip
+        ax.plot([], [], mark, color="0.3", markerfacecolor=face, ms=6.5, label=label)
+    ax.set(xlabel="alignment", ylabel="test accuracy", title="accuracy against alignment")
+    low, high = ax.get_ylim()
+    ax.set(ylim=(low - 0.9 * (high - low), high + 0.05 * (high - low)), xlim=(-0.08, 1.08))
+    handles, names = ax.get_legend_handles_labels()
+    ax.legend(handles, names, loc="lower center", ncols=2, fontsize=9, frameon=False)
+
+
+def mnist_parts(data: Any) -> Any:
+    """The learned part of the read-out: its alignment, and the size of what hides it."""
+    fig, axes = plots.figure(1, 2, height=3.0)
+    curves = data["curves"]
+    at, control = curves.step.values, int(curves.control)
+    for arm, colour, line, label in _fa_settings(data):
+        for ax, name in zip(axes, ("learned", "size")):
+            runs = curves[name].sel(arm=arm).values
+            early, late = (at > 0) & (at <= control), at >= control
+            plots.band(
+                ax, at[early], runs[:, early], color=colour, linestyle=line, label=label
+            )  # fmt: skip
+            if late.sum() > 1:
+                ax.plot(at[late], runs[0, late], color=colour, ls=line, lw=1.3)
+    for ax in axes:
+        if at[-1] > control:
+            ax.axvline(control, color=GREY, lw=1, ls=":")
+        ax.set(xscale="log", xlabel="updates", xlim=(max(at[1], at[-1] / 1000), 1.3 * at[-1]))
+    axes[0].set(title="the learned part alone", ylabel=r"cosine of $B^Te$ and $L^Te$")
+    axes[1].set(title="size of the read-out", ylabel=r"$\|V\| / \|B\|$", yscale="log")
+    plots.legend(axes[0], loc="upper left", fontsize=9, labelspacing=0.2)
+    plots.letters(axes)
+    return fig

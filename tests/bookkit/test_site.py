@@ -43,7 +43,6 @@ UNCONVERTED = {
         "robertson2024/implicit_regularization",
         "robertson2024/multiclass",
         "song2021/alignment_nonlinear",
-        "song2021/mnist",
     )
 }
 FIRST_FIGURE = {1440: 700, 390: 900}

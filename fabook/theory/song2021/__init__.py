@@ -5,6 +5,6 @@ backpropagation weights* (https://arxiv.org/abs/2106.06044).
 the kernels G and H, their limits, and the alignment that they and a constant penalty predict.
 """
 
-from . import kernels, reduction
+from . import kernels, readout, reduction
 
-__all__ = ["kernels", "reduction"]
+__all__ = ["kernels", "readout", "reduction"]
