@@ -414,11 +414,12 @@ class Run:
     def _draw(self, key: str, draw: Callable[[Data], Any], data: Data) -> None:
         import matplotlib.pyplot as plt
 
-        figure = draw(data)
+        read = _Read(data)
+        figure = draw(read)
         figure = figure if hasattr(figure, "savefig") else plt.gcf()
         if _shell() is not None:
             picture = {"image/png": _png(figure)}
-            _store(key, picture)
+            _store(key, picture, fabook={"tables": sorted(read.tables)})
             sys.modules["IPython"].display.display(picture, raw=True)
         plt.close(figure)
 
@@ -499,6 +500,18 @@ class Run:
             os.replace(f"{target}.part", target)
 
 
+class _Read(dict[str, "Dataset"]):
+    """Data that notes which tables were taken from it."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__(data)
+        self.tables: set[str] = set()
+
+    def __getitem__(self, label: str) -> Dataset:
+        self.tables.add(label)
+        return super().__getitem__(label)
+
+
 def _shell() -> Any:
     """The IPython shell in which this runs, None in plain Python."""
     ipython = sys.modules.get("IPython")
@@ -512,10 +525,10 @@ def _png(figure: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _store(name: str, shown: Mapping[str, str]) -> None:
+def _store(name: str, shown: Mapping[str, str], **more: Any) -> None:
     """Emit an output that myst-nb keeps under a name and takes out of the page."""
     sys.modules["IPython"].display.display(
         {f"{GLUE_PREFIX}{kind}": value for kind, value in shown.items()},
         raw=True,
-        metadata={"scrapbook": {"name": name, "mime_prefix": GLUE_PREFIX}},
+        metadata={"scrapbook": {"name": name, "mime_prefix": GLUE_PREFIX}} | more,
     )

@@ -4,7 +4,7 @@ Directives whose content is the template of the same name: `{claims}`, `{scoreca
 `{how-made}`, `{cards}`, `{chips}` and `{not-held}`. They speak of the page they stand on (a
 notebook, or a paper's chapter), or of the one that is named. `{lead}` is the opening of a page;
 `{hero}` and `{result-figure}` show a figure that the notebook stored with `run.figure`, at the
-paper's scale and of the run behind this build.
+paper's scale and of the run behind this build, with links to the numbers behind it.
 
 The executed notebooks are copied into the book's folder before Sphinx looks for pages, so that
 `jupyter-book build book/` builds the whole site.
@@ -36,7 +36,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx_design.shared import create_component
 
-from bookkit import claims, notebooks
+from bookkit import citing, claims, notebooks, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held")
@@ -233,6 +233,26 @@ class Book:
         found = [claim for claim in self.claims.values() if claim.notebook in names]
         return sorted(found, key=lambda claim: names.index(claim.notebook))
 
+    def works(self, what: str) -> list[str]:
+        """BibTeX of the paper that a page is about, else of the works that the page cites."""
+        known = citing.entries(self.root / "book" / "references.bib")
+        paper = what.split("/")[0]
+        if paper in known:
+            return [known[paper]]
+        chapter = self.root / "book" / "chapters" / f"{what}.md"
+        if what in self.names:
+            text = self.prose(what)
+        else:
+            text = chapter.read_text(encoding="utf-8") if chapter.is_file() else ""
+        return [known[key] for key in citing.cited(text) if key in known]
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the book."""
+        from bookkit import web
+
+        return citing.of_book(self.root / "CITATION.cff", web.site_url(os.environ))
+
     def titles(self) -> dict[str, str]:
         """Where each preset's results come from."""
         first = {self.preset: "this build"}
@@ -365,7 +385,8 @@ class Made(SphinxDirective):
 
     def _sources(self, book: Book, about: str) -> Iterator[Path]:
         yield from TEMPLATES.glob("*.md")
-        yield book.root / "book" / "claims.toml"
+        yield from (book.root / "book" / name for name in ("claims.toml", "references.bib"))
+        yield book.root / "CITATION.cff"
         for name in book.pages(about):
             yield book.path(name)
             yield book.out / "results" / book.preset / f"{name}.json"
@@ -397,10 +418,15 @@ class ResultFigure(PasteFigureDirective):
         figure = super().run()[0]
         image = {"image": {"alt": self.options.get("alt", "")}}
         tabs = create_component("tab-set", ["sd-tab-set", "scales"])
+        env = self.document.settings.env
+        book: Book = vars(env.app)["bookkit"]
         for scale, picture in pictures.items():
             shown = render_variable_outputs(
                 [picture], self.document, self.line, self.source, render=image
             )
+            drawn = picture.metadata.get("fabook", {}).get("tables")
+            if scale in book.done(book.about(env.docname)):
+                shown.append(tables.links(book, env.docname, scale, drawn))
             label = nodes.rubric("", SCALES[scale], classes=["sd-tab-label"])
             content = create_component("tab-content", ["sd-tab-content"], children=shown)
             tabs += create_component("tab-item", ["sd-tab-item"], children=[label, content])

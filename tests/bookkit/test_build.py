@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import fabook
 from bookkit import build, claims, sphinx, web
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +112,16 @@ See {numref}`fig-toy`.
 ```{how-made}
 ```
 """
+TABLES = {
+    "sizes": {"coords": {}, "data_vars": {"n": {"dims": [], "values": 12}}},
+    "loss: curves": {
+        "coords": {"t": {"dims": ["t"], "values": [0, 10]}},
+        "data_vars": {
+            "loss": {"dims": ["seed", "t"], "values": [[1.0, 0.5], [1.0, None]]},
+            "mean": {"dims": ["t"], "values": [1.0, 0.5]},
+        },
+    },
+}
 DOT = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -131,7 +142,7 @@ def results(root: Path, preset: str, error: float) -> dict[str, Any]:
         "preset": preset,
         "parameters": {"preset": preset, "seed": 7, "device": "auto", "width": 12},
         "claims": judged,
-        "data": {},
+        "data": TABLES,
         "datasets": [{"name": "digits", "checksum": "sha256:abc", "n": 1797}],
         "device": "cpu",
         "versions": {"python": "3.11", "torch": "2.13.0"},
@@ -157,6 +168,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         target = tmp_path / "book" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "book" / name, target)
+    shutil.copy(ROOT / "CITATION.cff", tmp_path)
     write(tmp_path / "book" / "_toc.yml", TOC)
     write(tmp_path / "book" / "intro.md", INTRO)
     write(tmp_path / "book" / "claims.toml", CLAIMS)
@@ -166,7 +178,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {
             "output_type": "display_data",
             "data": {f"{prefix}image/png": base64.b64encode(DOT).decode()},
-            "metadata": {"scrapbook": {"name": f"hero:{scale}", "mime_prefix": prefix}},
+            "metadata": {
+                "scrapbook": {"name": f"hero:{scale}", "mime_prefix": prefix},
+                "fabook": {"tables": ["loss: curves"]},
+            },
         }
         for scale in ("paper", "quick")
     ]
@@ -251,6 +266,32 @@ def test_chips_and_cards_tell_where_a_page_stands(book: sphinx.Book) -> None:
     assert ":link: /notebooks/toy/one\n:link-type: doc" in cards
 
 
+def test_a_page_carries_the_bibtex_of_its_paper_and_of_the_book(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("toy", "ours"):
+        entry = f"@misc{{{name},\n  title = {{On {name}}},\n}}\n"
+        with (toy / "book" / "references.bib").open("a", encoding="utf-8") as file:
+            file.write(f"\n{entry}")
+    write(toy / "book" / "chapters" / "other.md", "As in {cite:t}`ours,chu2023`.\n")
+    monkeypatch.setenv("FABOOK_URL", "https://example.org/book")
+    book = sphinx.Book(toy, toy / "_build", "quick")
+    assert book.works("toy/one") == ["@misc{toy,\n  title = {On toy},\n}"]
+    assert [work.partition(",")[0] for work in book.works("other")] == [
+        "@misc{ours",
+        "@article{chu2023",
+    ]
+    text = made(book, "how-made")
+    assert "BibTeX of the paper:\n\n```bibtex\n@misc{toy," in text
+    for line in (
+        "  author  = {{The fabook authors}},",
+        "  title   = {{Feedback alignment, replicated}},",
+        f"  version = {{{fabook.__version__}}},",
+        "  url     = {https://example.org/book/},",
+    ):
+        assert line in text
+
+
 def test_what_did_not_hold_is_said_from_verdicts(book: sphinx.Book) -> None:
     text = made(book, "not-held")
     assert "## What did not hold" in text
@@ -316,6 +357,7 @@ def test_a_page_without_its_figure_is_refused(toy: Path) -> None:
 
 def test_jupyter_book_alone_builds_the_site(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FABOOK_URL", "https://example.org/book")
+    write(toy / "book" / "results" / "paper" / "toy" / "one.json", results(toy, "paper", 0.004))
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     done = subprocess.run(
         [*command, "-W", "-n", str(toy / "book")], check=False, capture_output=True, text=True
@@ -331,7 +373,16 @@ def test_jupyter_book_alone_builds_the_site(toy: Path, monkeypatch: pytest.Monke
     assert ">Fig. 1</span>" in page
     assert re.search(r"<h2>What did not hold", page), "a section of its own, not one of Experiment"
     assert "width = 12" not in page.partition("How this page was made")[0]
-    says_where_it_is(toy / "book/_build/html", page)
+    html = toy / "book/_build/html"
+    says_where_it_is(html, page)
+    for preset in ("paper", "quick"):
+        data = f"data/{preset}/toy/one/loss-curves.csv"
+        assert f'href="../../{data}">loss: curves</a>' in figure[0].replace("\n", "")
+        assert f"results, {preset} preset" in figure[0]
+        text = (html / data).read_text(encoding="utf-8")
+        assert text == "seed,t,loss,mean\n0,0,1.0,1.0\n0,10,0.5,0.5\n1,0,1.0,1.0\n1,10,,0.5\n"
+    assert "sizes</a>" not in figure[0], "no figure drew it"
+    assert (html / "data/paper/toy/one/sizes.csv").read_text(encoding="utf-8") == "n\n12\n"
 
 
 def says_where_it_is(html: Path, page: str) -> None:

@@ -304,6 +304,7 @@ FIGURES = """
 import bookkit
 run = bookkit.start("toy/alpha", dict(preset={preset!r}, device="cpu"))
 run.record("x", dims=["t"], t=[0, 1], y=[0.0, {end}])
+run.record("not drawn", n=1)
 def draw(data):
     import matplotlib.pyplot as plt
     figure, ax = plt.subplots(figsize=(1, 1))
@@ -333,6 +334,8 @@ def test_a_figure_is_drawn_from_committed_results_and_from_this_run(
             shown.append(output.data)
         else:
             glued[name] = output.data
+            drawn = {"fabook": {"tables": ["x"]}} if name.startswith("hero") else {}
+            assert {k: v for k, v in output.metadata.items() if k != "scrapbook"} == drawn
     assert list(glued) == [*(f"hero:{key}" for key in keys), "end", "word"]
     assert glued["end"] == {f"{record.GLUE_PREFIX}text/plain": "'1.5'"}
     pictures = [glued[f"hero:{key}"][f"{record.GLUE_PREFIX}image/png"] for key in keys]
