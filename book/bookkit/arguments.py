@@ -79,9 +79,11 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("run", metavar="RUN", help="its name, the end of it, or its hash")
     show.add_argument("--preset", metavar="quick|paper", help="of this preset")
     show.add_argument("--no-open", action="store_true", help="make the page, open no browser")
-    examples = ["claims", "claims --preset paper", "claims --json"]
+    examples = ["claims", "claims --preset paper", "claims --json", "claims --since v0.1.0"]
     shown = add("claims", "Show every claim's verdict.", *examples, options="json out")
     shown.add_argument("--preset", metavar="quick|paper", help="one preset (default: both)")
+    text = "verdicts of committed paper results that changed since a revision, as Markdown"
+    shown.add_argument("--since", metavar="REV[..REV]", help=text)
     build = add("build", "Build the site from executed notebooks.", "build", options="out")
     build.add_argument("--preset", default="quick", metavar="quick|paper", help="pages of (quick)")
     build.add_argument("--lenient", action="store_true", help="let warnings pass")

@@ -168,6 +168,14 @@ def _claims(arguments: argparse.Namespace) -> int:
             raise ValueError(f"unknown preset {arguments.preset!r}{hint}")
         presets = (arguments.preset,)
     root, out = _places(arguments)
+    if arguments.since is not None:
+        from bookkit import changes
+
+        changed = changes.since(root, arguments.since)
+        if arguments.json:
+            return report.as_json(changed)
+        print(changes.markdown(changed))
+        return 0
     rows = claims.scorecard(root, out, presets)
     if arguments.json:
         return report.as_json(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -218,6 +219,21 @@ def test_every_result_page_tells_how_it_was_made(
     papers = {v.page.split("/")[1] for v in notebook_visits}
     chapters = [v for v in visits if v.page in {f"chapters/{paper}.html" for paper in papers}]
     assert {v.page for v in [*notebook_visits, *chapters] if v.seen["made"] != 1} == set()
+
+
+def test_figures_lead_to_their_numbers_and_pages_to_their_bibtex(html: Path) -> None:
+    figure = re.compile(r'<figure class="(?!explorable|diagram).*?</figure>', re.DOTALL)
+    for name in sphinx.toc_pages(ROOT):
+        text = (html / f"{name}.html").read_text(encoding="utf-8")
+        if name.startswith(("notebooks/", "chapters/")):
+            assert text.count('class="sd-sphinx-override sd-dropdown sd-card cite-box') == 1, name
+            assert "@misc{fabook," in re.sub("<[^>]*>", "", text), name
+        if name.startswith("notebooks/"):
+            figures = figure.findall(text)
+            assert figures, name
+            for shown in figures:
+                assert re.search(r'href="[^"]*/data/[^"]*\.csv"', shown), name
+                assert re.search(r'href="[^"]*_downloads/[^"]*\.json"', shown), name
 
 
 def test_folded_parts_open_on_a_click(browser: Any, address: str, visits: list[Visit]) -> None:
