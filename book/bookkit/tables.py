@@ -74,11 +74,12 @@ def links(book: Book, docname: str, preset: str, labels: Iterable[str] | None) -
     known = book.done(name)[preset]["data"]
     line = nodes.paragraph("", "Data: " if labels else "Data of this page: ")
     line["classes"] += ["figure-data"]
-    for label in sorted(known.keys() & set(labels)) if labels else known:
+    shown = sorted(known.keys() & set(labels)) if labels else list(known)
+    for number, label in enumerate(shown):
         uri = "../" * docname.count("/") + address(name, preset, label)
-        line += [nodes.reference("", label, refuri=uri, internal=True), nodes.Text(", ")]
-    if known:
-        line += nodes.Text("as CSV; ")
+        line += nodes.Text(", " if number else "")
+        line += nodes.reference("", label, refuri=uri, internal=True)
+    line += nodes.Text(" as CSV; " if shown else "")
     target = book.download(name, preset)
     file = addnodes.download_reference("", "", reftarget=target, refdoc=docname)
     line += [file, nodes.Text(" (JSON)")]
