@@ -17,7 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
-from bookkit import web
+from bookkit import notebooks, web
 from bookkit.sphinx import Book, BookError, toc_pages
 
 
@@ -30,7 +30,8 @@ def build(
         root: the repository.
         out: folder of runs and site, relative to `root` unless absolute.
         preset: whose executed notebooks become the pages.
-        strict: whether warnings of Jupyter Book and broken internal links are errors.
+        strict: whether warnings of Jupyter Book or of a notebook's cells, and broken internal
+            links, are errors.
 
     Returns:
         The site's folder.
@@ -43,7 +44,14 @@ def build(
     root = Path(root).resolve()
     out = root / out
     work, site = out / "book_work", out / "html"
-    Book(root, out, preset)  # what is missing is named before work starts
+    book = Book(root, out, preset)  # what is missing is named before work starts
+    said = [
+        f"{name}: {line}"
+        for name in book.names
+        for line in notebooks.warnings(book.notebook(name)["cells"])
+    ]
+    if strict and said:
+        raise BookError("notebooks with warnings:\n" + "\n".join(said))
     (out / ".work").mkdir(parents=True, exist_ok=True)
     with (
         filelock.FileLock(out / ".work" / "site.lock"),  # released when its process ends

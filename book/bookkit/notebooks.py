@@ -207,6 +207,17 @@ def without_image(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return missing
 
 
+def warnings(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The warnings that executed cells wrote to stderr, a line each."""
+    written = [
+        "".join(output["text"])
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stderr"
+    ]
+    return [line.strip() for line in "\n".join(written).splitlines() if "Warning: " in line]
+
+
 # --- planning ------------------------------------------------------------------------------------
 
 

@@ -343,6 +343,18 @@ def test_a_notebook_that_was_not_run_is_named_with_the_command(toy: Path) -> Non
     assert "fabook run toy/one --preset quick" in done.stdout + done.stderr
 
 
+def test_a_warning_of_a_cell_is_an_error_of_the_site(toy: Path) -> None:
+    path = toy / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["10 %|#   | progress\n", "In [5]:2: UserWarning: a tensor was converted\n"]
+    stream = {"output_type": "stream", "name": "stderr", "text": lines}
+    cell = {"cell_type": "code", "metadata": {}, "source": "float(w)", "outputs": [stream]}
+    content["cells"].append({**cell, "execution_count": 5})
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(sphinx.BookError, match=r"toy/one: In \[5\]:2: UserWarning: a tensor"):
+        build.build(toy)
+
+
 def test_a_page_without_its_figure_is_refused(toy: Path) -> None:
     path = toy / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb"
     content = json.loads(path.read_text(encoding="utf-8"))
