@@ -22,7 +22,7 @@ stage = @echo "==> $(1)"; start=$$(date +%s); \
 pytest = $(BIN)/pytest -q --junitxml=$(CHECKS)/$(1).xml
 
 .NOTPARALLEL:
-.PHONY: homework test-homework slides help install book test fresh lint types unit quick claims nbval site browser check paper readme bench serve clean
+.PHONY: homework test-homework slides help install book test fresh lint types unit quick claims nbval site browser check faults paper readme bench serve clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,11 @@ SLOW = bookkit/test_execute bookkit/test_sweep bookkit/test_standard_tools bookk
 
 check: lint types ## The inner loop: lint, types and the fast tests, two minutes
 	$(call stage,fast tests,$(call pytest,check) -n $(JOBS) tests --ignore=tests/homework $(SLOW:%=--ignore=tests/%.py))
+
+# Fifty kills and more, three quarters of an hour: each fault is counted into the book's page.
+faults: $(STAMP) homework ## Kill, fill the disk, damage files: count what is promised, into the book
+	@$(BIN)/pytest -q --junitxml=$(CHECKS)/faults.xml -m fault --kills 10 --otter tests; \
+	$(BIN)/python .ci/promises.py $(CHECKS)/faults.xml
 
 quick: $(STAMP)
 	$(call stage,quick preset,$(BIN)/fabook run --preset quick --jobs $(JOBS))

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fabook")
     group.addoption("--device", default="cpu", help="torch device of the tests: cpu, cuda, cuda:1")
     group.addoption("--dtype", default="float64", choices=DTYPES, help="dtype of the tests")
+    group.addoption("--kills", type=int, default=1, help="kill -9 this often in each fault test")
     group.addoption("--otter", action="store_true", help="grade homeworks with otter itself")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(what, promise): counted on the page of promises")
+    config.addinivalue_line("markers", "long: left out without --kills")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--kills") == 1:
+        left = [item for item in items if item.get_closest_marker("long") is not None]
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
+
+
+@pytest.fixture(autouse=True)
+def _fault(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """What a fault test shows, into the report that `.ci/promises.py` counts."""
+    marker = request.node.get_closest_marker("fault")
+    if marker is not None:
+        what, promise = marker.args
+        record_property("fault", what)
+        if "{" in promise:
+            promise = promise.format(**request.node.callspec.params)
+        record_property("promise", promise)
+
+
+@pytest.fixture
+def times(record_property: Callable[[str, object], None]) -> Callable[[int], None]:
+    """Says how often a test made its fault, where that is not once."""
+    return lambda number: record_property("times", number)
 
 
 @pytest.fixture(scope="session")

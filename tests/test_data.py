@@ -272,6 +272,7 @@ def test_reads_binary_cifar(small, n_classes, tmp_path):
     assert len(list(tmp_path.rglob("*.bin"))) == 0
 
 
+@pytest.mark.fault("a download damaged, cut short, refused", "taken from the next mirror")
 @pytest.mark.parametrize("bad", ["corrupted", "truncated", "empty", "error", "dead"])
 def test_a_bad_mirror_is_passed_over(small, bad, own_cache):
     small(bad, "good")
@@ -279,6 +280,7 @@ def test_a_bad_mirror_is_passed_over(small, bad, own_cache):
     assert files_under(own_cache) == IDX_FILES
 
 
+@pytest.mark.fault("every mirror bad", "an error that names the file, and no half file")
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
@@ -300,6 +302,7 @@ def test_bad_mirrors_leave_an_error_and_no_file(small, bad, why, own_cache):
     assert files_under(own_cache) == {}
 
 
+@pytest.mark.fault("a damaged file in the cache", "downloaded again")
 def test_a_damaged_cache_is_replaced(small, own_cache):
     small("good")
     data.load("cifar10", progress=False)
@@ -334,6 +337,7 @@ def test_directory_comes_first_and_is_read_at_call_time(small, server, tmp_path,
     assert data.available()[1]["source"] == "download"
 
 
+@pytest.mark.fault("a damaged file in the data folder", "named, and never used")
 def test_a_damaged_file_in_the_directory_is_named(small, server, tmp_path):
     small("good")
     damaged = IDX_FILES | {"small/t10k-labels.gz": b"damaged"}
@@ -353,6 +357,7 @@ def registered(body, name, corpus):
     return replace(corpus, files=(Remote(name, hashlib.sha256(body).hexdigest(), len(body), ()),))
 
 
+@pytest.mark.fault("a wrong image file", "refused by its name")
 @pytest.mark.parametrize(
     "body",
     [
@@ -381,6 +386,9 @@ def linked_archive():
     return buffer.getvalue()
 
 
+@pytest.mark.fault(
+    "an archive with links, or of wrong content", "refused by its name; nothing is unpacked"
+)
 @pytest.mark.parametrize(
     "body",
     [
@@ -426,6 +434,7 @@ class Trap:
         return os.mkdir, (str(self.folder),)
 
 
+@pytest.mark.fault("a pickle in place of data", "refused, and never executed")
 def test_no_pickle_is_loaded(small, tmp_path):
     small("good")
     trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
@@ -503,6 +512,7 @@ def test_prepare_copies_from_the_directory_with_its_part(small, server, tmp_path
         data.prepare(out, ["mnist"], root=tmp_path / "here")
 
 
+@pytest.mark.fault("`fabook data prepare` interrupted", "resumed; what was damaged is replaced")
 def test_prepare_resumes_after_an_interruption(small, tmp_path, monkeypatch):
     small("good")
     out, copyfile = tmp_path / "out", data.shutil.copyfile

@@ -66,7 +66,8 @@ def _registered(text: str, paper: str, words: dict[str, Any]) -> str:
     known = re.search(rf'^id = "{paper}"$', text, re.MULTILINE)
     if not known:
         entry = f'[[paper]]\nid = "{paper}"\nname = "{paper}"\nsentence = "What it shows."\n\n'
-        first = text.index("[[claim]]")
+        first = text.find("[[claim]]")
+        first = first if first >= 0 else len(text)
         text = text[:first] + entry + text[first:]
     return text.rstrip("\n") + "\n" + _made("claims.toml", words)
 

@@ -663,6 +663,7 @@ def change_number(path: Path) -> None:
     path.write_text(text.replace('"values": [0, 1]', '"values": [0, 2]'), encoding="utf-8")
 
 
+@pytest.mark.fault("results cut short, changed or gone", "noticed, and made again")
 def test_damaged_results_are_made_again(repository: Repository) -> None:
     (job,) = repository.plan("toy/plain")
     execute.run([job])
@@ -706,6 +707,9 @@ def slow(repository: Repository) -> dict[str, Any]:
     return repository.files(undisturbed)
 
 
+@pytest.mark.fault(
+    "kill -9 at three chosen moments", "`fabook run`, then started again: the same files"
+)
 def test_kill_at_any_moment_then_again(repository: Repository) -> None:
     expected = slow(repository)
     quick = {"start_new_session": True}
@@ -730,6 +734,9 @@ def test_kill_at_any_moment_then_again(repository: Repository) -> None:
     assert repository.files() == expected
 
 
+@pytest.mark.fault(
+    "Ctrl-C, or a termination signal", "stops within seconds, and leaves no kernel behind"
+)
 @pytest.mark.parametrize(("number", "jobs"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])
 def test_interrupt(repository: Repository, number: signal.Signals, jobs: str) -> None:
     for name in ("toy/plain", "other/plain"):
@@ -745,6 +752,7 @@ def test_interrupt(repository: Repository, number: signal.Signals, jobs: str) ->
     assert all(name.endswith(".lock") for name in repository.files())
 
 
+@pytest.mark.fault("two runs in one folder", "the second waits; each notebook runs once")
 def test_two_runs_at_once(repository: Repository) -> None:
     expected = slow(repository)
     both = [repository.command("--jobs", "2") for _ in range(2)]
@@ -757,6 +765,7 @@ def test_two_runs_at_once(repository: Repository) -> None:
     assert repository.files() == expected
 
 
+@pytest.mark.fault("remains of a killed run", "removed by the next")
 def test_remains_of_killed_runs_are_removed(repository: Repository) -> None:
     repository.run("toy/plain")
     (job,) = repository.plan("toy/plain")

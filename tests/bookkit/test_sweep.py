@@ -153,6 +153,9 @@ def test_a_run_that_fails_has_its_row_and_its_report(
     assert {row["width"] for row in rows if row["status"] == "ok"} == {"1", "2"}
 
 
+@pytest.mark.fault(
+    "kill -9 at a chosen moment", "`fabook sweep`, then started again: every run once in the table"
+)
 def test_killed_and_started_again_it_ends_with_the_same_table(root: Path) -> None:
     command = [sys.executable, "-m", "fabook", "sweep", "alpha", "-p", "pause=0.5"]
     command += ["-p", "seed=0..5", "--jobs", "2"]
@@ -196,6 +199,9 @@ def test_refused_before_anything_starts(
 HOSTILE = ["'; import os; os._exit(1) #", '"""', "a\nb", "{x}\\", "$(id)", "ä∂\t", "..", "%s"]
 
 
+@pytest.mark.fault(
+    "quotes, code, newlines as a value", "arrive in the notebook as text, and are never executed"
+)
 def test_hostile_values_arrive_as_data(root: Path) -> None:
     given = {"rule": [parameters.Raw(text) for text in HOSTILE]}
     grid = sweep.plan(root, "alpha", given, out=root / "_build")
@@ -251,6 +257,7 @@ def cluster(root: Path) -> Iterator[Cluster]:
         made.close()
 
 
+@pytest.mark.fault("a worker of a Dask cluster killed", "every run ends exactly once in the table")
 def test_a_worker_killed_in_the_middle(root: Path, cluster: Cluster) -> None:
     first, second = cluster.add(), cluster.add()
     command = [sys.executable, "-m", "fabook", "sweep", "alpha", "-p", "seed=0..9"]

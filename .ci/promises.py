@@ -1,0 +1,59 @@
+"""Count the faults of `make faults` into the book's page of promises.
+
+Reads pytest's reports (junit) and writes the table of `book/what_we_promise.md`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parent.parent / "book" / "what_we_promise.md"
+SECTION = re.compile(r"(?s)(<!-- faults -->\n).*?(<!-- end of faults -->)")
+
+
+def counted(report: Path) -> dict[tuple[str, str], tuple[int, int]]:
+    """(fault, promise) -> how often it was made, and how often the promise was kept."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for case in ET.parse(report).iter("testcase"):
+        said = {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
+        if "fault" not in said or case.find("skipped") is not None:
+            continue
+        times = int(said.get("times", 1))
+        kept = 0 if {child.tag for child in case} & {"failure", "error"} else times
+        key = (said["fault"], said["promise"])
+        before = found.get(key, (0, 0))
+        found[key] = (before[0] + times, before[1] + kept)
+    return found
+
+
+def table(found: dict[tuple[str, str], tuple[int, int]]) -> str:
+    """Markdown: a row for each fault and promise."""
+    lines = [
+        "| what goes wrong | what is promised | times made | kept |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {fault} | {promise} | {made} | {kept} |"
+              for (fault, promise), (made, kept) in found.items()]  # fmt: skip
+    made, kept = (sum(pair[k] for pair in found.values()) for k in (0, 1))
+    day = datetime.date.today().isoformat()
+    where = f"{platform.system()}, Python {platform.python_version()}"
+    return "\n".join([*lines, "", f"Counted on {day} ({where}): {kept} of {made} kept.", ""])
+
+
+def main() -> int:
+    found = counted(Path(sys.argv[1]))
+    if not found:
+        raise SystemExit(f"no fault test in {sys.argv[1]}")
+    text = PAGE.read_text(encoding="utf-8")
+    fresh = SECTION.sub(lambda match: match[1] + table(found) + match[2], text)
+    PAGE.write_text(fresh, encoding="utf-8")
+    return int(any(made != kept for made, kept in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

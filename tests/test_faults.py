@@ -1,0 +1,423 @@
+"""Faults made on purpose: processes killed at random moments, full and read-only disks, odd values.
+
+`make faults` runs the long form (`--kills 10`: fifty kills in all, every notebook of the book for
+determinism) and writes the counts into the book; `make test` runs a short form of the same tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import filecmp
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fabook
+from bookkit import claims, new, parameters
+from fabook.data import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+VOLATILE = ("date", "minutes", "key")  # of a results file: when it was made, and how long it took
+Fault = Callable[[int], None]
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--kills"))
+
+
+@dataclass
+class Project:
+    """A book of two small notebooks, and the command line as its user types it."""
+
+    root: Path
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def out(self) -> Path:
+        return self.root / "_build"
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        command = [sys.executable, "-m", "fabook", *words]
+        return subprocess.Popen(
+            command, cwd=self.root, env=self.environment, start_new_session=True, **options
+        )
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        with self.start(*words) as process:
+            out, error = process.communicate(timeout=600)
+        return subprocess.CompletedProcess(words, process.returncode, out, error)
+
+    def clean(self) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    book = tmp_path / "book"
+    shutil.copytree(ROOT / "book", book, ignore=shutil.ignore_patterns("results", "bookkit"))
+    table = claims.find_root() / "book" / "claims.toml"
+    head = table.read_text(encoding="utf-8").partition("[[claim]]")[0]
+    (book / "claims.toml").write_text(head, encoding="utf-8")
+    contents = "format: jb-book\nroot: intro\nparts:\n- caption: The papers\n  chapters:\n"
+    contents += "  - file: chapters/paper2025\n    sections:\n"
+    (book / "_toc.yml").write_text(contents, encoding="utf-8")
+    (book / "intro.md").write_text("# Faults\n\n```{scorecard}\n```\n", encoding="utf-8")
+    (tmp_path / "notebooks").mkdir()
+    for name in ("paper2025/a_result", "paper2025/b_result"):
+        new.create(tmp_path, name)
+    return Project(tmp_path)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Every file that a user may read, without what tells one run from another."""
+    found: dict[str, Any] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name.startswith((".work", "book_work")) or name.endswith((".lock", ".buildinfo")):
+            continue
+        body: Any = path.read_bytes()
+        if path.suffix == ".json" and name.startswith("results/"):
+            body = {k: v for k, v in json.loads(body).items() if k not in VOLATILE}
+        if path.suffix == ".html":  # Sphinx's mark of a file's content, where it was there already
+            body = re.sub(rb"\?v=[0-9a-f]+", b"", body)
+        if name.startswith("sweeps/"):
+            body = "there" if path.suffix != ".csv" else table(path)
+        found[name] = body
+    return found
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a sweep's table without the time they took."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in VOLATILE} for row in csv.DictReader(file)]
+
+
+def differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Names of files that are not as expected; what is missing does not count."""
+    return [name for name in found if name not in expected or found[name] != expected[name]]
+
+
+def no_kernels(root: Path) -> bool:
+    """Whether no process works in the folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+            if str(root).encode() in words or (process / "cwd").resolve().is_relative_to(root):
+                return False
+        except OSError:
+            continue
+    return True
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# --- kill -9 -------------------------------------------------------------------------------------
+
+COMMANDS: dict[str, list[list[str]]] = {  # what comes before, then what is killed
+    "run": [["run", "--jobs", "2"]],
+    "sweep": [["sweep", "a_result", "-p", "seed=0..2", "-p", "updates=5", "--jobs", "2"]],
+    "build": [["run", "--jobs", "2"], ["build", "--lenient"]],
+}
+
+
+@pytest.mark.fault("kill -9", "`fabook {words}`, then started again: the same files")
+@pytest.mark.parametrize(
+    "words", ["run", *(pytest.param(name, marks=pytest.mark.long) for name in ("sweep", "build"))]
+)
+def test_kill(words: str, project: Project, kills: int, times: Fault) -> None:
+    *before, killed = COMMANDS[words]
+    for command in before:
+        assert project.command(*command).returncode == 0
+    ready = content(project.out)
+    started = time.monotonic()
+    done = project.command(*killed)
+    assert done.returncode == 0, done.stderr
+    whole, expected = time.monotonic() - started, content(project.out)
+    moments = random.Random(words)
+    for number in range(kills):
+        for name in expected.keys() - ready.keys():
+            (project.out / name).unlink()
+        with project.start(*killed, stdout=subprocess.DEVNULL) as process:
+            time.sleep(whole * moments.random())
+            process.kill()
+        left = content(project.out)  # whole files or none
+        assert differing(left, expected) == [], f"kill {number}"
+        wait_until(lambda: no_kernels(project.root))
+        again = project.command(*killed)
+        assert again.returncode == 0, again.stderr
+        after = content(project.out)
+        assert after.keys() == expected.keys(), f"kill {number}"
+        assert differing(after, expected) == [], f"kill {number}"
+    times(kills)
+
+
+@pytest.mark.fault("kill -9", "`fabook data prepare`, then started again: the same files")
+def test_kill_while_data_is_prepared(project: Project, kills: int, times: Fault) -> None:
+    sets = ["digits"]
+    if "FABOOK_DATA" in os.environ:
+        sets.append("mnist")
+    command = ["data", "prepare", "room", *sets]
+    room = project.root / "room"
+    started = time.monotonic()
+    assert project.command(*command).returncode == 0
+    whole, expected = time.monotonic() - started, content(room)
+    moments = random.Random("data")
+    for number in range(kills):
+        shutil.rmtree(room)
+        with project.start(*command, stdout=subprocess.DEVNULL) as process:
+            time.sleep(whole * moments.random())
+            process.kill()
+        left = {k: v for k, v in content(room).items() if not Path(k).name.startswith(".")}
+        assert differing(left, expected) == [], f"kill {number}"
+        again = project.command(*command)
+        assert again.returncode == 0, again.stderr
+        assert content(room) == expected, f"kill {number}"
+    times(kills)
+
+
+@pytest.mark.fault("kill -9", "`fabook grade`, then started again: the same table")
+def test_kill_while_homework_is_graded(
+    tmp_path: Path, kills: int, times: Fault, request: pytest.FixtureRequest
+) -> None:
+    built = ROOT / "_build" / "homework" / "hw1"
+    python = ROOT / ".venv-homework" / "bin" / "python"
+    if not (python.is_file() and (built / "autograder.zip").is_file()):
+        assert not request.config.getoption("--otter"), "run `make homework` first"
+        pytest.skip("grades with otter: `make homework`, then --otter")
+    for name in ("one", "two", "three"):
+        shutil.copy(next((built / "student").glob("*.ipynb")), tmp_path / f"{name}.ipynb")
+    command = ["grade", str(tmp_path), "--homework", "hw1", "--jobs", "2"]
+    project, graded = Project(ROOT), tmp_path / "graded"
+
+    def grades() -> dict[str, Any]:
+        tables = ("grades.csv", "feedback/")
+        return {k: v for k, v in content(graded).items() if k.startswith(tables)}
+
+    started = time.monotonic()
+    done = project.command(*command)
+    assert done.returncode == 0, done.stderr
+    whole, expected = time.monotonic() - started, grades()
+    moments = random.Random("grade")
+    for number in range(kills):
+        shutil.rmtree(graded)
+        with project.start(*command, stdout=subprocess.DEVNULL) as process:
+            time.sleep(whole * moments.random())
+            process.kill()
+        again = project.command(*command)
+        assert again.returncode == 0, again.stderr
+        assert grades() == expected, f"kill {number}"
+    times(kills)
+
+
+# --- disks and folders ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """A small disk of its own; called again, it changes its size or becomes read-only."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: str = "64m", *, read_only: bool = False) -> Path:
+        options = f"{'remount,' if os.path.ismount(place) else ''}size={size}"
+        options += ",ro" if read_only else ",rw"
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            pytest.skip("a disk of its own needs the right to mount one")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.fault("disk full", "said in one line; with room again, the same files")
+def test_disk_full(project: Project, disk: Callable[..., Path], kills: int, times: Fault) -> None:
+    sizes = ("32k",) if kills == 1 else ("8k", "32k", "64k", "96k")
+    assert project.command("run", "--jobs", "1").returncode == 0
+    expected = content(project.out)
+    for size in sizes:
+        out = disk(size)
+        full = project.command("run", "--jobs", "1", "--out", str(out))
+        assert full.returncode not in (0, None)
+        assert "No space left on device" in full.stderr, size
+        assert "Traceback" not in full.stderr
+        left = {k: v for k, v in content(out).items() if not k.endswith(".failed.ipynb")}
+        assert differing(left, expected) == []
+        disk("64m")
+        again = project.command("run", "--jobs", "1", "--out", str(out))
+        assert again.returncode == 0, again.stderr
+        assert content(out) == expected
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    times(len(sizes))
+
+
+@pytest.mark.fault("read-only folder", "`fabook {words}` names it, and no traceback")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run --jobs 1 --out {disk}",
+        pytest.param("sweep a_result -p seed=0..1 --out {disk}", marks=pytest.mark.long),
+        pytest.param("build --out {disk}", marks=pytest.mark.long),
+        "data prepare {disk}/room digits",
+    ],
+)
+def test_read_only(words: str, project: Project, disk: Callable[..., Path]) -> None:
+    place = disk()
+    if words.startswith("build"):
+        assert project.command("run", "--jobs", "1", "--out", str(place)).returncode == 0
+    disk(read_only=True)
+    done = project.command(*words.format(disk=place).split())
+    assert done.returncode not in (0, None)
+    assert str(place) in done.stderr
+    assert "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.fault("no home folder", "runs all the same")
+@pytest.mark.parametrize("home", [None, pytest.param("/nonexistent", marks=pytest.mark.long)])
+def test_no_home(home: str | None, project: Project) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        project.environment.pop(name, None)
+    if home:
+        project.environment["HOME"] = home
+    done = project.command("run", "a_result")
+    assert done.returncode == 0, done.stderr
+    assert project.command("claims").returncode == 0
+
+
+@pytest.mark.fault("clock going backwards", "the same files; what is up to date stays so")
+def test_clock_going_backwards(project: Project) -> None:
+    assert project.command("run", "a_result").returncode == 0
+    expected = content(project.out)
+    future = time.time() + 10 * 365 * 86400
+    for path in project.out.rglob("*"):
+        os.utime(path, (future, future))
+    again = project.command("run", "a_result")
+    assert "up to date" in again.stdout
+    shutil.rmtree(project.out)
+    folder = project.root / "clock"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import itertools, time\n"
+        "start, count = time.time(), itertools.count()\n"
+        "time.time = lambda: start - 3600 * next(count)\n"
+    )
+    project.environment["PYTHONPATH"] = str(folder)
+    done = project.command("run", "a_result")
+    assert done.returncode == 0, done.stderr
+    assert content(project.out) == expected
+
+
+@pytest.mark.fault("a run that diverges", "no verdict `reproduced`; its results are valid JSON")
+@pytest.mark.parametrize("lr", ["1e5", pytest.param("1e20", marks=pytest.mark.long), "1e38"])
+def test_divergence(lr: str, project: Project) -> None:
+    source = project.root / "notebooks" / "paper2025" / "a_result.md"
+    source.write_text(source.read_text().replace('activation="tanh"', 'activation="relu"'))
+    done = project.command("run", "a_result", "-p", f"lr={lr}")
+    assert "Traceback" not in done.stderr
+    results = list((project.out / "results").rglob("*.json"))
+    for path in results:
+        stored = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
+        assert all(entry["verdict"] != "reproduced" for entry in stored["claims"])
+    assert results or "a_result" in done.stderr
+
+
+# --- fuzz ----------------------------------------------------------------------------------------
+
+FUZZ = settings(
+    max_examples=100, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+WORDS = st.text(max_size=40) | st.sampled_from(
+    ["seed=1", "seed=0..3", "seed=", "=", "seed=1=2", "seed=[1", "seed=1..", "a.b=1", "seed=nan"]
+)
+
+
+@pytest.mark.fault("any text as -p, -r, -y", "understood, or refused in one line")
+@FUZZ
+@given(
+    words=st.lists(WORDS, max_size=3), raw=st.lists(WORDS, max_size=2),
+    texts=st.lists(WORDS, max_size=2),
+)  # fmt: skip
+def test_parameters(words: list[str], raw: list[str], texts: list[str]) -> None:
+    found: Mapping[str, Any] = {}
+    with contextlib.suppress(parameters.UsageError):
+        found = parameters.given(words, raw, texts)
+    assert all(isinstance(name, str) and values for name, values in found.items())
+
+
+@pytest.mark.fault("any text in the registry of claims", "read, or refused by its name")
+@FUZZ
+@given(text=st.text(max_size=200), place=st.integers(0, 6000), cut=st.integers(0, 200))
+def test_registry(text: str, place: int, cut: int, tmp_path: Path) -> None:
+    whole = (ROOT / "book" / "claims.toml").read_text(encoding="utf-8")[:6000]
+    table = tmp_path / "book" / "claims.toml"
+    table.parent.mkdir(exist_ok=True)
+    table.write_text(whole[:place] + text + whole[place + cut :], encoding="utf-8")
+    found: Mapping[str, claims.Claim] = {}
+    with contextlib.suppress(claims.ClaimsError):
+        found = claims.load(tmp_path)
+    assert all(claim.checks for claim in found.values())
+
+
+@pytest.mark.fault("any bytes as an image file", "refused by its name, and never unpickled")
+@FUZZ
+@given(
+    body=st.binary(max_size=400),
+    name=st.sampled_from(["train-images-idx3-ubyte", "cifar10-part.npz"]),
+)
+def test_loaders(body: bytes, name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(body)
+    with pytest.raises(DataError, match=r"\S"):
+        fabook.data.load("mnist" if "idx" in name else "cifar10", root=folder, download=False)
+
+
+# --- determinism ---------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("the quick preset run three times", "one or two at a time, cold or warm: equal")
+def test_determinism(project: Project, kills: int, times: Fault) -> None:
+    if kills > 1:  # the book itself
+        project.root, place = ROOT, project.root
+    else:
+        place = project.root
+    folders = [place / f"out{number}" for number in range(2)]
+    for folder, jobs in zip(folders, "12"):
+        done = project.command("run", "--jobs", jobs, "--out", str(folder))
+        assert done.returncode == 0, done.stderr
+    first, second = map(content, folders)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    warm = project.command("run", "--jobs", "2", "--out", str(folders[0]))
+    assert warm.returncode == 0
+    assert content(folders[0]) == first
+    assert not filecmp.dircmp(folders[0] / "results", folders[1] / "results").left_only
+    times(len([name for name in first if name.startswith("results/")]))
