@@ -429,3 +429,142 @@ def deep_networks_more(data: Any) -> Any:
     plots.legend(axes[1], fontsize=9, loc="upper right")
     plots.letters(axes)
     return fig
+
+
+AGREE, OTHER = "#2A8A8C", "#C98A1B"  # ends in the solution most aligned with its feedback, or not
+RING = 1.95  # where the feedback's directions are drawn
+
+
+def draw_plane(ax: Any, data: Any, rule: str) -> None:
+    """Paths of the read-out, theory and simulation, in the eight sectors of feedback."""
+    paths, points = (data[name].sel(rule=rule) for name in ("paths", "points"))
+    for k in range(8):
+        edge = RING * np.exp(0.25j * np.pi * k)
+        ax.plot([0, edge.real], [0, edge.imag], color="0.85", lw=0.8, zorder=1)
+    for best, converged, angle, v in zip(
+        paths["best"].values, paths["converged"].values, paths["angle"].values, paths["v"].values
+    ):
+        if converged:
+            colour = AGREE if best else OTHER
+            dot = RING * np.exp(1j * angle)
+            ax.plot(v[:, 0], v[:, 1], color=colour, lw=1.1, alpha=0.8, zorder=2)
+            ax.plot([dot.real], [dot.imag], "o", color=colour, ms=5, mec="white", mew=0.5, zorder=3)
+    for best, converged, v in zip(
+        points["best"].values, points["converged"].values, points["v"].values
+    ):
+        if converged:
+            look = {"ms": 3, "mfc": "white", "mec": AGREE if best else OTHER, "mew": 0.8}
+            ax.plot(v[::2, 0], v[::2, 1], "o", zorder=4, **look)
+    ax.scatter(
+        *online.equivalent_readouts([0.6, 1.4]).T, marker="*", s=120, color="black", zorder=5
+    )
+    ticks = [-1.4, -0.6, 0.6, 1.4]
+    ax.set(xlim=(-2.1, 2.1), ylim=(-2.1, 2.1), aspect="equal", xticks=ticks, yticks=ticks)
+    ax.set(xlabel="$v_1$", ylabel="$v_2$", title=rule)
+    ax.grid(False)
+
+
+def wilson(held: Any) -> tuple[float, float, float]:
+    """Share in per cent, and how far its 95 % interval reaches down and up."""
+    from scipy.stats import binomtest
+
+    n, k = len(held), int(np.sum(held))
+    low, high = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    share = k / n
+    return 100 * share, 100 * max(0.0, share - low), 100 * max(0.0, high - share)
+
+
+def draw_shares(ax: Any, data: Any) -> None:
+    """How often each rule ends where its feedback, or its start, would have it."""
+    rows = (
+        ("two_units", "start", "signs of\nthe start", 1 / 4),
+        ("two_units", "signs", "signs of $F$", 1 / 4),
+        ("two_units", "best", "most aligned\nof 8", 1 / 8),
+        ("three_units", "best", "most aligned\nof 48", 1 / 48),
+    )
+    for row, (table, quantity, _, chance) in enumerate(rows):
+        for shift, rule in ((-0.2, "BP"), (0.2, "DFA")):
+            colour = plots.rule_style(rule)["color"]
+            for name in (table, "simulated") if table == "two_units" else (table,):
+                part = data[name].sel(rule=rule)
+                held = part[quantity].values[part["converged"].values == 1]
+                if not len(held):
+                    continue
+                share, down, up = wilson(held)
+                at, bar = row + shift, [[down], [up]]
+                if name == "simulated":
+                    look = {"fmt": "D", "mfc": "white", "mec": colour, "ms": 4, "color": colour}
+                    ax.errorbar([share], [at + 0.09], xerr=bar, elinewidth=0.8, **look)
+                else:
+                    ax.barh(at, share, height=0.38, color=colour, alpha=0.75, label=rule)
+                    ax.errorbar([share], [at - 0.07], xerr=bar, color="0.5", elinewidth=1.2)
+        edges = [row - 0.42, row + 0.42]
+        ax.plot([100 * chance] * 2, edges, color=OTHER, lw=1.8, ls="--", label="chance")
+    ax.set(xlim=(0, 104), xlabel="converged runs (%)", title="ends with the ...")
+    ax.set_yticks(range(len(rows)), [words for *_, words, _ in rows], fontsize=9)
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    plots.legend(ax, loc="upper center", bbox_to_anchor=(0.4, -0.24), ncols=3, fontsize=9)
+
+
+def draw_copies(ax: Any, data: Any) -> None:
+    """Gradient alignment of trained networks and of their copies, one point a seed."""
+    table = data["copies"]
+    places = (
+        ("bp", "BP", "BP"),
+        ("bp_best", "BP,\nbest\ncopy", "BP"),
+        ("shuffled", "DFA,\nany\ncopy", "DFA"),
+        ("dfa", "DFA", "DFA"),
+        ("dfa_best", "DFA,\nbest\ncopy", "DFA"),
+    )
+    for at, (name, _, rule) in enumerate(places):
+        values = table[name].values
+        spread = at + np.linspace(-0.16, 0.16, len(values))
+        colour = plots.rule_style(rule)["color"]
+        plots.points(ax, spread, values, color=colour, marker=plots.rule_style(rule)["marker"])
+        ax.plot([at - 0.3, at + 0.3], [values.mean()] * 2, color=colour, lw=1.4)
+    ax.axhline(0, color="0.6", lw=0.8)
+    ax.set_xticks(range(len(places)), [words for _, words, _ in places], fontsize=9)
+    ax.set(ylim=(-0.45, 1.02), title="images: gradient alignment")
+
+
+def degeneracy(data: Any) -> Any:
+    """Which of the equal solutions each rule takes, in theory, simulation and on images."""
+    fig, axes = plots.figure(2, 2, height=3.5)
+    for ax, rule in zip(axes[0], ("BP", "DFA")):
+        draw_plane(ax, data, rule)
+    draw_shares(axes[1, 0], data)
+    draw_copies(axes[1, 1], data)
+    plots.letters(axes)
+    return fig
+
+
+def degeneracy_more(data: Any) -> Any:
+    """Gradient alignment over time, and what decides the weights of networks on images."""
+    fig, axes = plots.figure(1, 2, height=3.1)
+    ax = axes[0]
+    for table, words, line in (("two", "2 units", "-"), ("three", "3 units", "--")):
+        part = data[f"{table}_alignment"]
+        for rule in part["rule"].values:
+            one = part.sel(rule=rule)
+            colour = plots.rule_style(rule)["color"]
+            ax.plot(one["t"], one["mean"], color=colour, ls=line, label=f"{rule}, {words}")
+            if rule == "DFA" and table == "two":
+                ax.fill_between(one["t"], one["low"], one["high"], color=colour, alpha=0.18, lw=0)
+    ax.set(xscale="log", ylim=(-0.75, 1.05), xlabel="time $t$ = steps / $N$")
+    ax.set_title("gradient alignment")
+    plots.legend(ax, loc="lower right", fontsize=9)
+    table, ax = data["similarity"]["cosine"], axes[1]
+    for row, kind in enumerate(table["kind"].values):
+        look = plots.rule_style(str(kind).split(",")[0])
+        values = table.sel(kind=kind).values
+        spread = row + np.linspace(-0.18, 0.18, len(values))
+        plots.points(ax, values, spread, color=look["color"], marker=look["marker"])
+        ax.plot([values.mean()] * 2, [row - 0.32, row + 0.32], color=look["color"], lw=1.4)
+    words = [str(k).replace(", own ", ",\n").replace(" and ", ", ") for k in table["kind"].values]
+    ax.set_yticks(range(len(words)), words, fontsize=9)
+    ax.invert_yaxis()
+    ax.axvline(0, color="0.6", lw=0.8)
+    ax.set(xlim=(-0.12, 1.05), title="cosine, each its own ...")
+    plots.letters(axes)
+    return fig

@@ -611,13 +611,14 @@ def gradient_alignment(Q: ArrayLike, v: ArrayLike, F: ArrayLike, *, nodes: int =
     return (both / np.sqrt(ours * true)) @ share.reshape(-1, K).prod(-1)
 
 
-def equivalent_alignment(T: ArrayLike, A: ArrayLike, F: ArrayLike) -> Array:
+def equivalent_alignment(T: ArrayLike, A: ArrayLike, F: ArrayLike, *, nodes: int = 24) -> Array:
     r"""Gradient alignment of every solution of :func:`equivalent_readouts`, in their order.
 
     Args:
         T: teacher overlaps, (K, K).
         A: teacher read-out, (K), weights of different sizes.
         F: feedback, (K).
+        nodes: as in :func:`gradient_alignment`.
 
     Returns:
         (n).
@@ -636,7 +637,8 @@ def equivalent_alignment(T: ArrayLike, A: ArrayLike, F: ArrayLike) -> Array:
         raise ValueError(f"teacher weights must differ in size, got {A.tolist()}")
     solutions = equivalent_readouts(A)
     copied = np.abs(np.abs(solutions)[..., None] - np.abs(A)).argmin(-1)  # (n, K)
-    return gradient_alignment(T[copied[:, :, None], copied[:, None, :]], solutions, F)
+    overlaps = T[copied[:, :, None], copied[:, None, :]]
+    return gradient_alignment(overlaps, solutions, F, nodes=nodes)
 
 
 def passage_time(t: ArrayLike, curve: ArrayLike, level: float) -> Array:
