@@ -5,11 +5,20 @@
 | ``online`` | the differential equations of online learning in two layers |
 | ``simulation`` | the same networks, trained online in batches of runs |
 | ``reduced`` | the same runs in law, at a cost that does not depend on the number of inputs |
+| ``fluctuations`` | what finite N adds: Gaussian fluctuations, escapes from a plateau |
 | ``copies`` | networks that compute the same: which agrees best with its feedback |
 | ``deep_linear`` | weak and strong alignment of deep linear networks |
 | ``convolution`` | how far a convolution can align |
 """
 
-from . import convolution, copies, deep_linear, online, reduced, simulation
+from . import convolution, copies, deep_linear, fluctuations, online, reduced, simulation
 
-__all__ = ["convolution", "copies", "deep_linear", "online", "reduced", "simulation"]
+__all__ = [
+    "convolution",
+    "copies",
+    "deep_linear",
+    "fluctuations",
+    "online",
+    "reduced",
+    "simulation",
+]

@@ -155,6 +155,17 @@ class ReducedState:
         L = torch.linalg.qr(W.mT, mode="r").R.mT.tril()
         return cls(N, L[:, M:].contiguous(), v, L[:, :M].contiguous(), A, F)
 
+    def repeat(self, runs: int) -> ReducedState:
+        """Every run `runs` times, side by side: many runs from one point.
+
+        Example:
+            >>> start = initial_conditions([0, 1], 100, 2, 2)
+            >>> start.repeat(3).v.shape
+            torch.Size([6, 2])
+        """
+        parts = (self.w, self.v, self.B, self.A, self.F)
+        return ReducedState(self.n_inputs, *(x.repeat_interleave(runs, 0) for x in parts))
+
     def to(self, *args: Any, **kwargs: Any) -> ReducedState:
         """Move or cast every tensor, with the arguments of `torch.Tensor.to`."""
         parts = (self.w, self.v, self.B, self.A, self.F)
