@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 from fabook import plots
 
@@ -105,4 +106,109 @@ def identity(data: Any) -> Any:
         ylim=(len(cases) - 0.3, -0.8),
         xlabel="largest relative deviation of a neuron from the identity",
     )
+    return fig
+
+
+# --- minimum norm --------------------------------------------------------------------------------
+
+
+def minimum_norm(data: Any) -> Any:
+    """Distance against the scale of the start, and the error of networks that fit wrong labels."""
+    fig, axes = plots.figure(1, 2, height=4.0)
+    _scales(axes[0], data["scales"])
+    _clouds(axes[1], data["clouds"], data["curve"])
+    plots.letters(axes)
+    return fig
+
+
+def _scales(ax: Any, table: Any) -> None:
+    """Networks as markers, the prediction as lines; zero starts at the far left."""
+    scale, zero = table["scale"].values, 1e-5
+    looks = ({}, {"marker": "D", "alpha": 0.55}, {})
+    for case, rule, look in zip(table["case"].values, table["rule"].values, looks):
+        seen, said = (table[k].sel(case=case).values for k in ("distance", "predicted"))
+        ax.plot(scale[1:], said[1:].mean(1), color="0.35", lw=1.1, zorder=1)
+        mean = seen.mean(1)
+        bar = np.stack([mean - seen.min(1), seen.max(1) - mean])
+        x = np.where(scale > 0, scale, zero)
+        plots.points(ax, x, mean, error=bar, rule=str(rule), **({"label": str(case)} | look))
+    ax.plot([], [], color="0.35", lw=1.1, label="prediction")
+    ax.axvspan(zero / 3, zero * 3, color="0.92", lw=0)
+    ax.text(zero, 0.5, "zero start", rotation=90, ha="center", va="top", fontsize=10)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=(zero / 3, 2.5),
+        ylim=(float(table["distance"].min()) / 1e3, 3),
+        xlabel=r"scale of the start $\alpha$",
+        title="distance from minimum norm",
+    )
+    ticks = [zero, 1e-4, 1e-3, 1e-2, 1e-1, 1]
+    ax.set_xticks(ticks, ["0", *(f"$10^{{{k}}}$" for k in range(-4, 1))])
+    ax.minorticks_off()
+    plots.legend(ax, loc="lower right", fontsize=9)
+
+
+def _clouds(ax: Any, table: Any, curve: Any) -> None:
+    """Probability of an error against inputs per sample, closed form as lines."""
+    ax.plot(curve["ratio"], curve["error"], color="0.35", lw=1.3, label="minimum norm", zorder=1)
+    said = np.log(ndtr(-table["predicted"].isel(start=1))).mean("seed")
+    look = {"color": "0.35", "lw": 1.3, "zorder": 1}
+    ax.plot(table["ratio"], np.exp(said), "--", label="with the part outside", **look)
+    marks = zip(table["start"].values, table["rule"].values, (("s", 7.5), ("v", 6.5), ("o", 3.5)))
+    for start, rule, (marker, width) in marks:
+        mean, bar = _interval(np.log(table["error"].sel(start=start).values.T))
+        low, high = np.exp(mean - bar), np.exp(mean + bar)
+        bars = np.stack([np.exp(mean) - low, high - np.exp(mean)])
+        look = {"marker": marker, "markersize": width, "label": str(start)}
+        plots.points(ax, table["ratio"], np.exp(mean), error=bars, rule=str(rule), **look)
+    least = float(table["error"].mean("seed").min())
+    ax.set(
+        xscale="log",
+        yscale="log",
+        ylim=(least / 300, 0.6),
+        xlabel="inputs per sample $d/n$",
+        title="error, one label in five wrong",
+    )
+    ratios = table["ratio"].values
+    ax.set_xticks(ratios, [str(int(r)) for r in ratios])
+    ax.minorticks_off()
+    plots.legend(ax, loc="lower left", fontsize=9, labelspacing=0.25)
+
+
+def closed_form(data: Any) -> Any:
+    """The learned map from zero, and the loss of starts against the feedback."""
+    fig, axes = plots.figure(1, 2, height=3.3)
+    paths = data["paths"]
+    t = paths["t"].values
+    fa = plots.RULE_COLOURS["FA"]
+    for number, marker in zip(range(min(3, paths.sizes["seed"])), "os^"):
+        one = paths.isel(c=0, seed=number)
+        look = {"color": fa, "alpha": (1.0, 0.7, 0.45)[number]}
+        name = ("closed form", "FA") if number == 0 else (None, None)
+        plots.theory_line(axes[0], t, one["size_flow"], label=name[0], **look)
+        some = slice(5 * number, None, 24)
+        seen = one["size"].values[some]
+        plots.points(axes[0], t[some], seen, marker=marker, label=name[1], **look)
+    axes[0].axhline(0, color=plots.RULE_COLOURS["BP"], lw=2.4, label="BP: stays at zero")
+    axes[0].axhline(1, color="0.25", lw=1.2, ls=":")
+    axes[0].set(ylim=(-0.05, 1.12), title=r"length $\|\beta\|/\|\beta^*\|$")
+    plots.legend(axes[0], loc="center right", fontsize=9)
+    for c, colour, marker in zip(paths["c"].values, plots.SHADES, "os^D"):
+        one = paths.sel(c=c).isel(seed=0)
+        flow, seen = one["loss_flow"].values, one["loss"].values
+        plots.theory_line(axes[1], t, flow, color=colour, label=None, linewidth=1.4)
+        some = slice(0, None, 9)
+        plots.points(axes[1], t[some], seen[some], color=colour, marker=marker, label=f"$c={c:g}$")
+        turn = int(np.argmax(one["readout_flow"].values > 0))
+        if c:
+            look = {"color": colour, "markeredgecolor": "black", "zorder": 6, "label": None}
+            plots.paper_value(axes[1], flow[turn], x=t[turn], **look)
+    axes[1].plot([], [], "*", color="0.6", ms=12, mec="black", label="turn, by the law")
+    axes[1].axhline(1, color="0.25", lw=1.0, ls=":")
+    axes[1].set(xlim=(0, 1.5), title="loss / initial loss")
+    plots.legend(axes[1], loc="upper right", fontsize=9)
+    for ax in axes:
+        ax.set_xlabel(r"time $t=\eta\,\times$ steps")
+    plots.letters(axes)
     return fig

@@ -39,7 +39,6 @@ UNCONVERTED = {
         "refinetti2021/online_dynamics",
         "refinetti2021/relu_recovery",
         "robertson2023/alignment",
-        "robertson2023/minimum_norm",
         "robertson2024/implicit_regularization",
         "robertson2024/multiclass",
         "song2021/alignment_nonlinear",

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DRAWN = "chu2023/random_walk"  # with drawing functions in figures.py
 SMALL = {"seeds": 2, "steps": 6, "n_train": 120, "n_full": 60, "width": 8, "batch_size": 20}
 BOOK = ["book/claims.toml", "book/references.bib"]  # for verdicts and citations
-SIZES = {"robertson2023/minimum_norm": {"steps": 60, "pieces": 2}, DRAWN: SMALL}
+FEW = {"steps": 60, "seeds": 2, "cloud_seeds": 2}
+SIZES = {"robertson2023/minimum_norm": FEW, DRAWN: SMALL}
 
 
 @pytest.fixture(scope="module")
