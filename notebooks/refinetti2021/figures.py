@@ -568,3 +568,129 @@ def degeneracy_more(data: Any) -> Any:
     ax.set(xlim=(-0.12, 1.05), title="cosine, each its own ...")
     plots.letters(axes)
     return fig
+
+
+MODES = ("#1B1B3A", "#3B4C8A", "#2A8A8C", "#6FB06A", "#C9A227")  # strongest to weakest
+
+
+def draw_layers(ax: Any, data: Any, quantity: str, names: Any) -> None:
+    """One quantity of every layer, unequal singular values: theory lines, means of networks."""
+    theory, seen = data["unequal, theory"], data["unequal, orthonormal"].mean("seed")
+    axis = theory[quantity].dims[-1]
+    for layer, name in zip(theory[axis].values, names):
+        one, dots = (table[quantity].sel({axis: layer}) for table in (theory, seen))
+        look = {"color": LAYERS[layer - 1], "markersize": 4}
+        plots.theory_line(ax, theory["t"], one, label=name, **look)
+        plots.points(ax, seen["t"][::2], dots[::2], label=None, **look)
+
+
+def deep_linear_gradients(data: Any) -> Any:
+    """What is left to learn, conditioning, and alignment of weights and of gradients."""
+    theory = data["unequal, theory"]
+    t = theory["t"].values
+    fig, axes = plots.figure(2, 2, height=2.75, sharex=True)
+    (left, condition), (weights, gradients) = axes
+    for mode, colour in enumerate(MODES):
+        label = f"$s$ = {float(theory['s'][mode]):g}"
+        left.plot(t, theory["left"][:, mode], color=colour, label=label)
+    left.set(title="left to learn in each mode")
+    plots.legend(left, fontsize=9, loc="upper right")
+    draw_layers(condition, data, "condition", ["$A_1$", "$A_2$", "$A_3$", "$A_4$"])
+    condition.set(yscale="log", title="condition number", ylim=(0.7, 1e6))
+    plots.legend(condition, fontsize=9, loc="upper right")
+    draw_layers(weights, data, "weights", ["$W_2$", "$W_3$", "$W_4$"])
+    weights.set(title="weight alignment", xlabel="time", ylim=(0.45, 1.02))
+    plots.legend(weights, fontsize=9, loc="upper left")
+    draw_layers(gradients, data, "gradients", ["layer 1", "layer 2", "layer 3"])
+    for hidden in theory["hidden"].values:
+        worst = theory["worst"].sel(hidden=hidden)
+        look = {"color": LAYERS[hidden - 1], "linestyle": ":", "label": None, "linewidth": 1.5}
+        plots.theory_line(gradients, t, worst, **look)
+    lowest = t[int(theory["gradients"].sel(hidden=1).argmin("t"))]
+    gradients.axvline(lowest, color="0.5", ls=(0, (2, 2)), lw=1.2)
+    gradients.set(title="gradient alignment", xlabel="time", ylim=(-0.03, 1.06), xscale="log")
+    gradients.set_xlim(0.5, t[-1])
+    gradients.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+    gradients.minorticks_off()
+    plots.legend(gradients, fontsize=9, loc="center left", bbox_to_anchor=(0, 0.34))
+    plots.letters(axes)
+    return fig
+
+
+def draw_weak(ax: Any, data: Any) -> None:
+    """Deviation from weak alignment under three ways to train and two kinds of feedback."""
+    ways = zip(("population", "one sample a step", "minibatches of digits"), UNITS)
+    for way, colour in ways:
+        for kind, line in (("orthonormal", "-"), ("Gaussian", ":")):
+            table = data[f"weak: {way}, {kind}"]
+            values = np.maximum(table["deviation"].max("seed"), 1e-18)
+            label = way if line == "-" else None
+            ax.plot(table["step"], values, color=colour, ls=line, lw=1.6, label=label)
+    ax.axhline(1e-10, color="0.4", lw=1.2, ls="--")
+    ax.set(xscale="log", yscale="log", ylim=(1e-19, 3e-4), xlabel="updates")
+    ax.set_title("leaving the weak form")
+    plots.legend(ax, loc="upper left", fontsize=9)
+
+
+def draw_onset(ax: Any, data: Any) -> None:
+    """Sizes of the alignment matrices over their final sizes."""
+    theory, seen = data["unequal, theory"], data["unequal, orthonormal"].mean("seed")
+    for layer, colour in zip(theory["layer"].values, LAYERS):
+        one, dots = (table["norm"].sel(layer=layer) for table in (theory, seen))
+        end = float(one[-1])
+        plots.theory_line(ax, theory["t"], one / end, color=colour, label=f"$A_{layer}$")
+        look = {"color": colour, "label": None, "markersize": 4}
+        plots.points(ax, seen["t"][::4], dots[::4] / end, **look)
+    ax.axhline(0.1, color="0.4", lw=1.2, ls=":")
+    ax.set(xscale="log", xlabel="time", title="size over final size")
+    plots.legend(ax, loc="upper left", fontsize=9)
+
+
+def draw_conditions_law(ax: Any, data: Any) -> None:
+    """Condition numbers at the end against that of the target."""
+    from fabook.theory.refinetti2021 import deep_linear
+
+    table = data["condition"].sel(stage="end")
+    kappa = table["kappa"].values
+    fine = np.geomspace(1, kappa.max(), 50)
+    law = deep_linear.condition_numbers(fine, table.sizes["layer"])
+    for i, colour in enumerate(LAYERS):
+        plots.theory_line(ax, fine, law[:, i], color=colour, label=f"$A_{i + 1}$")
+        look = {"color": colour, "label": None, "markersize": 4}
+        plots.points(ax, kappa, table["network"].mean("seed")[:, i], **look)
+        ax.plot(kappa, table["gaussian"][:, i], "x", color=colour, ms=6, mew=1.4)
+    ax.set(xscale="log", yscale="log", xlabel="condition number of the target")
+    ax.set_title("conditioning at the end")
+    for axis, ticks in ((ax.xaxis, (1, 2, 5, 10, 20)), (ax.yaxis, (1, 1.5, 2, 3, 5))):
+        shown = [k for k in ticks if k <= 1.05 * (kappa.max() if axis is ax.xaxis else law.max())]
+        axis.set_ticks(shown, [f"{k:g}" for k in shown])
+    ax.minorticks_off()
+    plots.legend(ax, loc="upper left", fontsize=9)
+
+
+def draw_widths(ax: Any, data: Any) -> None:
+    """Final alignment under Gaussian feedback against width."""
+    table = data["width"]
+    looks = (("weights", UNITS[0], "o"), ("gradients", UNITS[1], "s"))
+    for name, colour, marker in looks:
+        values = table[name].values
+        for j in range(values.shape[1]):
+            label = name if j == 0 else None
+            look = {"color": colour, "marker": marker, "markersize": 4, "label": label}
+            plots.points(ax, table["width"], values[:, j], **look)
+        ax.plot(table["width"], values.mean(1), color=colour, lw=1.2)
+    ax.set(xscale="log", xlabel="hidden units", title="Gaussian feedback, equal $s$")
+    ax.set_xticks(table["width"].values, [f"{w}" for w in table["width"].values])
+    ax.minorticks_off()
+    plots.legend(ax, loc="lower right", fontsize=9)
+
+
+def deep_linear_laws(data: Any) -> Any:
+    """The weak form, the onset of layers, the law of conditioning, and width."""
+    fig, axes = plots.figure(2, 2, height=2.75)
+    draw_weak(axes[0, 0], data)
+    draw_onset(axes[0, 1], data)
+    draw_conditions_law(axes[1, 0], data)
+    draw_widths(axes[1, 1], data)
+    plots.letters(axes)
+    return fig

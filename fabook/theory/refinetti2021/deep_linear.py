@@ -37,6 +37,7 @@ __all__ = [
     "linear_task",
     "mode_dynamics",
     "modes",
+    "population_matrices",
     "recursion_step",
     "weak_form",
     "worst_alignment",
@@ -321,6 +322,57 @@ def recursion_step(
         met.append(c)
     error = output_error(met.pop(), target, loss, reduction)[1]
     return [a - lr * error.mT @ c for a, c in zip(matrices, met, strict=True)]
+
+
+def population_matrices(S: Tensor, grams: Tensor, *, dt: float, probe_at: Iterable[int]) -> Tensor:
+    r"""Alignment matrices of many networks on whitened inputs, by the population's recursion alone.
+
+    $$ A_l \leftarrow A_l + dt\,(S - M_L)\, M_{l-1}^T, \qquad M_0 = I, \quad
+       M_l = A_l G_{l-1} M_{l-1} $$
+
+    with $G_0 = I$: `recursion_step` on half the squared error, averaged over inputs of covariance
+    $I$, in the input directions that $S$ sees. A step of three hundred networks costs a few small
+    products. Source: derived.
+
+    Args:
+        S: target map in those directions, (n, n).
+        grams: $G_1$ to $G_{L-1}$ of R networks, (R, L - 1, n, n).
+        dt: step of the gradient flow.
+        probe_at: numbers of steps after which to look, increasing.
+
+    Returns:
+        A_1 to A_L at the P probes, (P, R, L, n, n).
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> grams = torch.eye(2).expand(1, 2, 2, 2)  # orthonormal feedback, three layers
+        >>> seen = population_matrices(torch.diag(torch.tensor([1.0, 0.5])), grams, dt=0.01,
+        ...                            probe_at=[10, 3000])
+        >>> [round(float(a), 2) for a in torch.linalg.svdvals(seen[-1, 0, 2])]  # cond 2^(4/7)
+        [0.82, 0.55]
+    """
+    n = S.shape[-1]
+    if S.shape != (n, n) or grams.ndim != 4 or grams.shape[2:] != (n, n):
+        raise ValueError(
+            "S and grams must be (n, n) and (R, L - 1, n, n), got "
+            f"{tuple(S.shape)} and {tuple(grams.shape)}"
+        )
+    due = list(probe_at)
+    eye = torch.eye(n, dtype=S.dtype, device=S.device).expand(len(grams), n, n)
+    steps = [eye, *grams.unbind(1)]  # G_0 to G_{L-1}
+    now = [torch.zeros_like(eye) for _ in steps]
+    seen = [torch.stack(now, 1)] * (0 in due)
+    for step in range(max(due)):
+        maps = [eye]
+        for a, g in zip(now, steps, strict=True):
+            maps.append(a @ (g @ maps[-1]))
+        miss = dt * (S - maps.pop())
+        now = [a + miss @ m.mT for a, m in zip(now, maps, strict=True)]
+        if step + 1 in due:
+            seen.append(torch.stack(now, 1))
+    return torch.stack(seen)
 
 
 def linear_task(

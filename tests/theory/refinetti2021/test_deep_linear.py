@@ -148,6 +148,23 @@ def test_linear_task_is_whitened_with_the_given_singular_values() -> None:
     torch.testing.assert_close(torch.linalg.svdvals(S), torch.tensor(s, dtype=torch.float64))
 
 
+def test_many_recursions_are_those_of_the_networks() -> None:
+    s, dt, probes = [1.0, 0.6, 0.3], 0.01, [50, 400, 1500]
+    rules = [new_rule("normal", seed) for seed in range(3)]
+    x, y, S = dl.linear_task(s, SIZES[0], generator=generator(2))
+    turn = torch.linalg.svd(S, full_matrices=False).Vh.mT  # (n_0, n_L): the directions that S sees
+    grams = torch.stack([torch.stack([f.mT @ f for f in rule.feedback.values()]) for rule in rules])
+    seen = dl.population_matrices(S @ turn, grams, dt=dt, probe_at=probes)
+    assert seen.shape == (3, 3, 4, 3, 3)
+    for i, rule in enumerate(rules):
+        path = dl.follow(rule, [(x, y)] * 1500, lr=dt * 3 / 2, probe_at=probes)
+        torch.testing.assert_close(path.matrices[0] @ turn, seen[:, i, 0])
+        for layer in (1, 2, 3):
+            torch.testing.assert_close(path.matrices[layer], seen[:, i, layer])
+    with pytest.raises(ValueError, match="got \\(2, 3\\)"):
+        dl.population_matrices(torch.zeros(2, 3), grams, dt=dt, probe_at=[1])
+
+
 def test_crossing_is_nan_where_a_curve_stays_below() -> None:
     assert np.isnan(dl.crossing([0, 1], [0, 0.1], 0.5))
     assert dl.crossing([0, 1], [0.7, 1], 0.5) == 0
