@@ -35,7 +35,6 @@ UNCONVERTED = {
     f"notebooks/{name}.html"
     for name in (
         "primer/what_is_feedback_alignment",
-        "refinetti2021/online_dynamics",
         "refinetti2021/relu_recovery",
         "robertson2023/alignment",
         "robertson2024/implicit_regularization",
