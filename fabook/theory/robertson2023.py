@@ -387,23 +387,24 @@ def normalise(net: nn.Sequential, kind: str, *, eps: float = 1e-30) -> nn.Sequen
 
 @torch.no_grad()
 def dominant_start(rule: Rule, factor: float = 1.2) -> None:
-    r"""Set the weights above each hidden layer so that alignment can never become negative.
+    r"""Set the weights above each hidden layer along their feedback, by default dominantly.
 
     $$ W_{l+1}[:, j] = \frac{c\,\|W_l[j, :]\|^2}{2\,\|B_{l+1}[:, j]\|^2}\, B_{l+1}[:, j]
        \quad\Rightarrow\quad C_{l,j} = (1 - c)\,\tfrac12 \|W_l[j, :]\|^2 \le 0 . $$
 
     Since C is conserved, $\langle B_{l+1}, W_{l+1}\rangle_j \ge \tfrac12\|W_l[j,:]\|^2 \ge 0$
-    for all times (biases count into the norm). Derived; Robertson & Koyejo (2023) announce
-    sufficient conditions for alignment in their abstract.
+    for all times if c is at least 1 (biases count into the norm). A smaller c starts aligned
+    without that guarantee, a negative one against the feedback. Derived; Robertson & Koyejo (2023)
+    announce sufficient conditions for alignment in their abstract.
 
     Args:
         rule: feedback alignment, or another of fixed matrices in the weights' places, on Linear
             layers; the first layer keeps its weights, the others are replaced from the bottom to
             the top.
-        factor: c, at least 1.
+        factor: c, not zero; dominant from 1 on.
 
     Raises:
-        ValueError: for other rules or layers, or a factor below 1.
+        ValueError: for other rules or layers, or a factor of zero, which silences the network.
 
     Example:
         >>> from fabook import mlp, FA
@@ -417,8 +418,8 @@ def dominant_start(rule: Rule, factor: float = 1.2) -> None:
     linear = all(isinstance(rule.net.get_submodule(n), nn.Linear) for n in rule.layers)
     if rule.law != "product" or not rule.fixed or rule.direct or not linear:
         raise ValueError(f"a dominant start is for FA on Linear layers; got {rule}")
-    if factor < 1:
-        raise ValueError(f"factor must be at least 1; got {factor}")
+    if factor == 0:
+        raise ValueError("factor must not be zero: no layer above the first would be active")
     for law in laws(rule):
         B = rule.feedback[law.name].double()
         W = rule.above[law.name].weight

@@ -212,3 +212,111 @@ def closed_form(data: Any) -> Any:
         ax.set_xlabel(r"time $t=\eta\,\times$ steps")
     plots.letters(axes)
     return fig
+
+
+# --- when alignment is certain -------------------------------------------------------------------
+
+STARTS = {
+    "dominant": (plots.SHADES[0], "-"),
+    "random": (plots.SHADES[2], "--"),
+    "small random": (plots.SHADES[4], ":"),
+}
+
+
+def certain(data: Any) -> Any:
+    """The least aligned neuron from three starts, and what a start along the feedback buys."""
+    fig, axes = plots.figure(1, 2, height=4.0)
+    _least(axes[0], data["starts"])
+    _doses(axes[1], data["doses"], data["starts"])
+    plots.letters(axes)
+    return fig
+
+
+def _least(ax: Any, table: Any) -> None:
+    t = table["t"].values
+    for start, (colour, line) in STARTS.items():
+        seen = table["smallest"].sel(start=start).values
+        plots.band(ax, t, seen, color=colour, linestyle=line, label=f"{start} start")
+    floor = table["floor"].sel(start="dominant").mean("seed").values
+    plots.theory_line(ax, t, floor, linestyle=(0, (1, 1)), linewidth=1.4, label="floor by the law")
+    low, high = float(table["smallest"].min()), float(table["smallest"].max())
+    ax.axhspan(3 * low, 0, color="0.92", lw=0, zorder=0)
+    ax.axhline(0, color="0.3", lw=1.0)
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_yticks([-1, -0.1, 0, 0.1, 1], ["$-1$", "$-0.1$", "0", "0.1", "1"])
+    ax.set(
+        xlabel=r"time $t=\eta\,\times$ steps",
+        xlim=(0, t[-1]),
+        ylim=(1.6 * low, 40 * high),
+        title="least aligned neuron",
+    )
+    ax.minorticks_off()
+    plots.legend(ax, loc="upper right", fontsize=9, labelspacing=0.25)
+
+
+def _doses(ax: Any, table: Any, starts: Any) -> None:
+    """Share of misaligned neurons and least gradient cosine; the random start at the right."""
+    factor = table["factor"].values
+    beside = factor.max() + 0.3 * np.ptp(factor)
+    quantities = (
+        ("ever", plots.SHADES[0], "o", "neurons ever misaligned"),
+        ("gradient", plots.SHADES[3], "D", "least cosine with gradient"),
+    )
+    for key, colour, marker, name in quantities:
+        mean, bar = _interval(table[key].transpose("seed", "factor").values)
+        ax.plot(factor, mean, color=colour, lw=1.1, zorder=2)
+        plots.points(ax, factor, mean, error=bar, color=colour, marker=marker, label=name)
+        random = starts[key].sel(start="random")
+        random = random.min("t") if "t" in random.dims else random
+        mean, bar = _interval(random.values[:, None])
+        plots.points(ax, [beside], mean, error=bar, color=colour, marker=marker, label=name)
+    ax.axvspan(1, factor.max() + 0.12 * np.ptp(factor), color="0.9", lw=0, zorder=0)
+    ax.axhline(0, color="0.3", lw=1.0)
+    ticks = [float(c) for c in (-1, 0, 1) if factor.min() <= c <= factor.max()]
+    ax.set_xticks([*ticks, beside], [*(f"{c:g}" for c in ticks), "random"])
+    ax.set(
+        xlabel="factor $c$ of the start",
+        xlim=(factor.min() - 0.1, beside + 0.25),
+        ylim=(-0.6, 1.75),
+        title="starts along the feedback",
+    )
+    plots.legend(ax, loc="upper right", fontsize=9, labelspacing=0.25)
+
+
+def law_and_width(data: Any) -> Any:
+    """Alignment of each layer against the law; gains of inner product and cosine by width."""
+    fig, axes = plots.figure(1, 2, height=3.5)
+    table, ax = data["starts"].sel(start="random").isel(seed=0), axes[0]
+    t = table["t"].values
+    for k, (layer, marker) in enumerate(zip(table["layer"].values, "os^")):
+        colour, some = plots.SHADES[2 * k], slice(1 + k, None, 5)
+        one = table.sel(layer=layer)
+        name = "law" if k == 0 else None
+        plots.theory_line(ax, t, one["flow"], color=colour, linewidth=1.3, label=name)
+        seen = one["aligned"].values[some]
+        plots.points(ax, t[some], seen, color=colour, marker=marker, label=f"$W_{layer}$")
+    ax.axhline(0, color="0.3", lw=1.0)
+    ax.set(xlabel=r"time $t=\eta\,\times$ steps", title=r"alignment $\langle B_l,W_l\rangle$")
+    low, high = ax.get_ylim()
+    ax.set(xlim=(0, t[-1]), ylim=(low, high + 0.45 * (high - low)))
+    plots.legend(ax, loc="upper left", fontsize=9, ncols=2)
+    _widths(axes[1], data["widths"])
+    plots.letters(axes)
+    return fig
+
+
+def _widths(ax: Any, table: Any) -> None:
+    p = table["width"].values
+    quantities = (
+        ("inner", "norm", plots.SHADES[0], "o", "inner product", "law"),
+        ("cosine", "predicted", plots.SHADES[3], "D", "cosine", "its estimate"),
+    )
+    for key, theory, colour, marker, name, line in quantities:
+        mean, bar = _interval(table[key].transpose("seed", "width").values)
+        plots.points(ax, p, mean, error=bar, color=colour, marker=marker, label=name)
+        plots.theory_line(ax, p, table[theory].mean("seed"), color=colour, label=line)
+    ax.set(xscale="log", yscale="log", xlabel="hidden units $p$", title="gain over training")
+    ax.set_xticks(p, [str(int(w)) for w in p])
+    ax.minorticks_off()
+    ax.set_ylim(top=60 * ax.get_ylim()[1])
+    plots.legend(ax, loc="upper right", fontsize=9, ncols=2)

@@ -36,7 +36,6 @@ UNCONVERTED = {
     for name in (
         "primer/what_is_feedback_alignment",
         "refinetti2021/relu_recovery",
-        "robertson2023/alignment",
         "robertson2024/implicit_regularization",
         "robertson2024/multiclass",
         "song2021/alignment_nonlinear",

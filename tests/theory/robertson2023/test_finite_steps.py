@@ -199,14 +199,24 @@ def test_a_dominant_start_is_its_formula_and_stays_aligned():
             assert (law.partner() >= law.norm()).all()
 
 
+@pytest.mark.parametrize("factor", [0.25, -1.0])
+def test_a_start_along_the_feedback_has_the_sign_of_its_factor_and_no_guarantee(factor):
+    net = network([5, 9, 8, 3], bias=True)
+    bound = FA(net, generator=stream(0, "f"))
+    dominant_start(bound, factor=factor)
+    for law in Ledger(bound).laws.values():
+        torch.testing.assert_close(law.partner(), factor * law.norm())
+        assert (law.norm() > law.partner()).all()
+
+
 def test_a_dominant_start_is_for_fa_on_linear_layers():
     net = network([5, 4, 3])
     for bound in (BP(net), DFA(net, generator=stream(0, "f"))):
         with pytest.raises(ValueError, match="for FA on Linear layers"):
             dominant_start(bound)
     fa = FA(net, generator=stream(0, "f"))
-    with pytest.raises(ValueError, match=r"at least 1; got 0\.5"):
-        dominant_start(fa, 0.5)
+    with pytest.raises(ValueError, match="must not be zero"):
+        dominant_start(fa, 0.0)
     conv = convnet((1, 6, 6), [2], [], 3, activation="relu", generator=stream(0, "w"))
     with pytest.raises(ValueError, match="for FA on Linear layers"):
         dominant_start(FA(conv, generator=stream(0, "f")))
