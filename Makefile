@@ -22,7 +22,7 @@ stage = @echo "==> $(1)"; start=$$(date +%s); \
 pytest = $(BIN)/pytest -q --junitxml=$(CHECKS)/$(1).xml
 
 .NOTPARALLEL:
-.PHONY: homework test-homework slides help install book test fresh lint types unit quick claims nbval site browser check faults paper readme bench serve clean
+.PHONY: homework test-homework slides help install book test fresh lint types unit fast quick claims nbval site browser check faults paper readme bench serve clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,7 +65,9 @@ unit: $(STAMP)
 SLOW = bookkit/test_execute bookkit/test_sweep bookkit/test_standard_tools bookkit/test_build bookkit/test_new \
 	bookkit/test_notebooks bookkit/test_site test_explorables
 
-check: lint types ## The inner loop: lint, types and the fast tests, two minutes
+check: lint types fast ## The inner loop: lint, types and the fast tests, two minutes
+
+fast: $(STAMP)
 	$(call stage,fast tests,$(call pytest,check) -n $(JOBS) tests --ignore=tests/homework $(SLOW:%=--ignore=tests/%.py))
 
 # Fifty kills and more, three quarters of an hour: each fault is counted into the book's page.

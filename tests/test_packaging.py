@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -71,6 +72,21 @@ def test_citation_is_complete(project: dict[str, Any]) -> None:
     assert {"message", "title", "authors", "license", "abstract"} <= citation.keys()
     assert project["license"] in citation["license"]
     assert [a["name"] for a in citation["authors"]] == [a["name"] for a in project["authors"]]
+
+
+def test_every_citation_names_the_same_work() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    preferred = citation["preferred-citation"]
+    deposit = json.loads((ROOT / ".zenodo.json").read_text())
+    authors = [author["name"] for author in citation["authors"]]
+    config = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())
+    assert preferred["title"] == deposit["title"] == config["title"]
+    assert str(preferred["year"]) == config["copyright"]
+    assert [a["name"] for a in preferred["authors"]] == authors
+    assert [a["name"] for a in deposit["creators"]] == authors
+    assert deposit["license"] in citation["license"]
+    assert deposit["keywords"] == citation["keywords"]
+    assert " ".join(citation["abstract"].split()) in deposit["description"]
 
 
 def test_licences_are_whole(project: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 Every page has a description; there is a page for addresses that lead nowhere, and nothing for
 Jekyll to do. Where the address of the site is known when it is built, pages name it and the
-picture to show beside a link to them (Open Graph), and a sitemap lists them.
+picture to show beside a link to them (Open Graph), and a sitemap lists them. Where a file of
+versions is given (`FABOOK_VERSIONS`), the foot of each page links them.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Mapping
 from html import escape
@@ -54,6 +56,26 @@ def site_url(environment: Mapping[str, str]) -> str:
 def prefix(environment: Mapping[str, str]) -> str:
     """The path at which the site stands on its host: `"/"`, or `"/book/"`."""
     return urlparse(site_url(environment)).path or "/"
+
+
+def versions(path: Path, here: str) -> list[dict[str, Any]]:
+    """Versions of the site that a page links, from a JSON list of objects with `name` and `url`.
+
+    Args:
+        path: the file.
+        here: the address of the site that is being built, which is marked as the current one.
+
+    Raises:
+        BookError: for a file that is no such list.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        found = [{"name": str(row["name"]), "url": str(row["url"])} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise sphinx.BookError(
+            f"FABOOK_VERSIONS={str(path)!r} is no JSON list of names and urls: {error!r}"
+        ) from error
+    return [row | {"current": row["url"].rstrip("/") == here.rstrip("/")} for row in found]
 
 
 def description(document: nodes.document) -> str:
@@ -120,6 +142,11 @@ def _configure(app: Sphinx, config: Any) -> None:
     config.sitemap_excludes = [f"{name}.html" for name in UNLISTED]
     config.notfound_urls_prefix = path
     body = sphinx.render("not-found.html", prefix=path)
+    if listed := os.environ.get("FABOOK_VERSIONS"):
+        rows = versions(Path(listed), url)
+        options = config.html_theme_options
+        footer = options.get("extra_footer", "") + sphinx.render("versions.html", versions=rows)
+        config.html_theme_options = {**options, "extra_footer": footer}
     config.notfound_context = {"title": "No such page", "body": body}
 
 

@@ -161,7 +161,7 @@ def write(path: Path, content: Any) -> None:
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one page, one notebook, run in the quick preset; no address is known."""
-    for name in ("FABOOK_URL", "GITHUB_REPOSITORY"):
+    for name in ("FABOOK_URL", "FABOOK_VERSIONS", "GITHUB_REPOSITORY"):
         monkeypatch.delenv(name, raising=False)
     for path in [ROOT / "book" / "_config.yml", ROOT / "book" / "references.bib", *ASSETS]:
         name = path.relative_to(ROOT / "book")
@@ -370,6 +370,10 @@ def test_a_page_without_its_figure_is_refused(toy: Path) -> None:
 def test_jupyter_book_alone_builds_the_site(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FABOOK_URL", "https://example.org/book")
     write(toy / "book" / "results" / "paper" / "toy" / "one.json", results(toy, "paper", 0.004))
+    made = [sys.executable, str(ROOT / ".ci" / "versions.py")]
+    listed = subprocess.run(made, check=True, capture_output=True, text=True).stdout
+    write(toy / "versions.json", listed)
+    monkeypatch.setenv("FABOOK_VERSIONS", str(toy / "versions.json"))
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     done = subprocess.run(
         [*command, "-W", "-n", str(toy / "book")], check=False, capture_output=True, text=True
@@ -418,6 +422,9 @@ def says_where_it_is(html: Path, page: str) -> None:
     own = [link for link in links if not link.startswith("https://example.org/book/")]
     assert [link for link in own if not link.startswith("/book/")] == []
     assert build.check_links(html, "/book/") == []
+    footer = " ".join(page.partition('<p class="versions">')[2].partition("</p>")[0].split())
+    assert '<span aria-current="true">latest</span>' in footer
+    assert '<a href="https://example.org/book/stable/">stable</a>' in footer
 
 
 @pytest.mark.parametrize(
@@ -436,6 +443,12 @@ def test_the_address_comes_from_the_environment(
 ) -> None:
     assert web.site_url(environment) == address
     assert web.prefix(environment) == path
+
+
+def test_versions_that_are_none_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "versions.json", [{"name": "latest"}])
+    with pytest.raises(sphinx.BookError, match="is no JSON list of names and urls"):
+        web.versions(tmp_path / "versions.json", "")
 
 
 def test_an_address_that_is_none_is_refused() -> None:
@@ -478,6 +491,7 @@ def test_build_is_strict_repeatable_and_leaves_a_good_site_standing(toy: Path) -
     assert html == toy / "_build" / "html"
     before = tree(html)
     assert "sitemap.xml" not in before
+    assert b'class="versions"' not in before["notebooks/toy/one.html"]
     assert b"og:" not in before["notebooks/toy/one.html"]
     assert b'<meta name="description" content="All is small."' in before["notebooks/toy/one.html"]
     assert {"index.html", "intro.html", "notebooks/toy/one.html"} <= set(before)
