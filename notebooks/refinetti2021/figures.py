@@ -694,3 +694,76 @@ def deep_linear_laws(data: Any) -> Any:
     draw_widths(axes[1, 1], data)
     plots.letters(axes)
     return fig
+
+
+def draw_students(ax: Any, data: Any) -> None:
+    """Error of each run, by whether it has enough positive feedback weights."""
+    curves = data["curves"]
+    for error, right in zip(curves["error"].values, curves["right"].values):
+        enough = right >= 2
+        look = {"color": plots.RULE_COLOURS["DFA"], "ls": "-"}
+        if not enough:
+            look = {"color": "0.25", "ls": "--"}
+        ax.plot(curves["t"], np.maximum(error, 1e-9), lw=0.9, alpha=0.75, **look)
+    for word, look in (("0 or 1 positive", ("0.25", "--")), ("2 or more", ("#C0392B", "-"))):
+        ax.plot([], [], color=look[0], ls=look[1], label=word)
+    ax.axhline(float(curves["threshold"]), color="0.4", lw=1.2, ls=":")
+    ax.set(xscale="log", yscale="log", ylim=(3e-6, 3), xlabel="time $t$ = steps / $N$")
+    ax.set_title("DFA, $K$ = 4: error")
+    plots.legend(ax, loc="lower left", title="feedback weights", fontsize=9, title_fontsize=9)
+
+
+def draw_law(ax: Any, data: Any) -> None:
+    """Success against the number of units, with the law and exact intervals."""
+    success = data["success"]
+    every = np.arange(2, 9)
+    law = [online.learning_probability(2, int(K)) for K in every]
+    plots.theory_line(ax, every, law, label="law", color=plots.RULE_COLOURS["DFA"])
+    for rule, shift in (("DFA", 0.0), ("BP", 0.13)):
+        rate, ends = success[rule].values, success[f"{rule}_interval"].values.T
+        at = success["K"].values + shift
+        plots.points(ax, at, rate, rule=rule, error=np.abs(ends - rate))
+    ax.set(xlabel="hidden units $K$", ylim=(0, 1.05), xticks=every, title="success probability")
+    plots.legend(ax, loc="lower right", fontsize=9.5)
+
+
+def draw_signs(ax: Any, data: Any) -> None:
+    """Successes by the number of positive feedback weights; the rule's cells outlined."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    table = data["signs"]
+    runs, hits = table["runs"].values, table["hits"].values
+    shades = LinearSegmentedColormap.from_list("", ["#EFEFF4", "#2A8A8C"])
+    order = np.lexsort((table["K"].values, table["signed"].values))
+    for y, i in enumerate(order):
+        for j in range(int(table["K"][i]) + 1):
+            share = hits[i, j] / runs[i, j] if runs[i, j] else np.nan
+            fill = shades(share) if runs[i, j] else "white"
+            box = ((j - 0.46, y - 0.4), 0.92, 0.8)
+            ax.add_patch(Rectangle(*box, fc=fill, ec="0.8", lw=0.6))
+            if table["allowed"].values[i, j]:
+                ax.add_patch(Rectangle(*box, fill=False, ec="black", lw=2))
+            text = f"{hits[i, j]} / {runs[i, j]}" if runs[i, j] else "–"
+            colour = "white" if share > 0.5 else "0.1"
+            ax.text(j, y, text, ha="center", va="center", fontsize=9.5, color=colour)
+    positive = table["positive"].values
+    ax.set(xlim=(-0.6, len(positive) - 0.4), ylim=(len(order) - 0.4, -0.6), xticks=positive)
+    ax.set(xlabel="positive feedback weights", title="DFA: successes; outlined: the rule")
+    ax.set_yticks(range(len(order)), [str(table["group"].values[i]) for i in order])
+    ax.grid(False)
+
+
+def relu_recovery(data: Any) -> Any:
+    """Errors, the law of success, and the table behind it."""
+    fig, axes = plots.figure(2, 2, height=3.0)
+    draw_students(axes[0, 0], data)
+    draw_law(axes[0, 1], data)
+    grid = axes[1, 0].get_gridspec()
+    for ax in axes[1]:
+        ax.remove()
+    with plots.style():
+        wide = fig.add_subplot(grid[1, :])
+        draw_signs(wide, data)
+    plots.letters([axes[0, 0], axes[0, 1], wide])
+    return fig

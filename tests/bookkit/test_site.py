@@ -35,7 +35,6 @@ UNCONVERTED = {
     f"notebooks/{name}.html"
     for name in (
         "primer/what_is_feedback_alignment",
-        "refinetti2021/relu_recovery",
         "robertson2024/implicit_regularization",
         "robertson2024/multiclass",
         "song2021/alignment_nonlinear",
