@@ -55,11 +55,10 @@ class Address:
         at = f"@{self.commit}" if self.commit else ""
         return f"fabook[notebook] @ git+{self.url}.git{at}"
 
-    @property
-    def issue(self) -> str | None:
-        """The page that opens an issue."""
-        pages = {"github": "issues/new", "gitlab": "-/issues/new"}
-        return f"{self.url}/{pages[self.kind]}" if self.kind else None
+    def issue(self, about: str) -> str | None:
+        """The page that opens an issue of this title."""
+        pages = {"github": "issues/new?title=", "gitlab": "-/issues/new?issue[title]="}
+        return f"{self.url}/{pages[self.kind]}{quote(about)}" if self.kind else None
 
     def edit(self, path: str) -> str | None:
         """The page that changes a file."""

@@ -273,9 +273,10 @@ class Book:
         return {preset: run for preset, run in self.runs[name].items() if run}
 
     def download(self, name: str, preset: str | None = None) -> str:
-        """Address of a results file, or of the executed notebook, for a `{download}` role."""
+        """Address of a results file, or of the plain notebook, for a `{download}` role."""
         if preset is None:
-            return f"/notebooks/{name}.ipynb"
+            path = self.out / "plain" / f"{name}.ipynb"
+            return "/" + Path(os.path.relpath(path, self.root / "book")).as_posix()
         path = self.out / "results" / preset / f"{name}.json"
         if preset != self.preset or not path.is_file():
             path = claims.published_path(self.root, name)

@@ -99,7 +99,7 @@ def test_the_environment_of_a_workflow_comes_first(
 def test_links_on_github() -> None:
     found = address.Address("https://github.com", "owner/name")
     assert found.url == "https://github.com/owner/name"
-    assert found.issue == "https://github.com/owner/name/issues/new"
+    assert found.issue("a b") == "https://github.com/owner/name/issues/new?title=a%20b"
     assert found.edit("book/intro.md") == "https://github.com/owner/name/edit/main/book/intro.md"
     assert found.colab("paper/a") == (
         "https://colab.research.google.com/github/owner/name/blob/notebooks/paper/a.ipynb"
@@ -112,7 +112,7 @@ def test_links_on_github() -> None:
 
 def test_links_on_other_hosts() -> None:
     found = address.Address("https://gitlab.com", "group/sub/name", "main", "abc")
-    assert found.issue == "https://gitlab.com/group/sub/name/-/issues/new"
+    assert found.issue("a") == ("https://gitlab.com/group/sub/name/-/issues/new?issue[title]=a")
     assert found.edit("a.md") == "https://gitlab.com/group/sub/name/-/edit/main/a.md"
     assert found.colab("paper/a") is None
     assert str(found.binder("paper/a")).startswith(
@@ -120,4 +120,4 @@ def test_links_on_other_hosts() -> None:
     )
     assert found.requirement.endswith("name.git@abc")
     other = address.Address("https://code.host.org", "owner/name")
-    assert [other.issue, other.edit("a.md"), other.colab("a"), other.binder("a")] == [None] * 4
+    assert [other.issue("a"), other.edit("a.md"), other.colab("a"), other.binder("a")] == [None] * 4

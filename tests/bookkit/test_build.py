@@ -374,6 +374,7 @@ def test_jupyter_book_alone_builds_the_site(toy: Path, monkeypatch: pytest.Monke
     listed = subprocess.run(made, check=True, capture_output=True, text=True).stdout
     write(toy / "versions.json", listed)
     monkeypatch.setenv("FABOOK_VERSIONS", str(toy / "versions.json"))
+    monkeypatch.setenv("GITHUB_REPOSITORY", "owner/name")
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     done = subprocess.run(
         [*command, "-W", "-n", str(toy / "book")], check=False, capture_output=True, text=True
@@ -399,6 +400,48 @@ def test_jupyter_book_alone_builds_the_site(toy: Path, monkeypatch: pytest.Monke
         assert text == "seed,t,loss,mean\n0,0,1.0,1.0\n0,10,0.5,0.5\n1,0,1.0,1.0\n1,10,,0.5\n"
     assert "sizes</a>" not in figure[0], "no figure drew it"
     assert (html / "data/paper/toy/one/sizes.csv").read_text(encoding="utf-8") == "n\n12\n"
+    leads_out(html)
+
+
+def links(page: str, label: str) -> list[str]:
+    """Where the buttons of a label lead; by class, as the theme makes them."""
+    return re.findall(rf'<a href="([^"]*)"[^>]*?class="btn btn-sm btn-{label}', page)
+
+
+def leads_out(html: Path) -> None:
+    home = "https://github.com/owner/name"
+    page = (html / "notebooks/toy/one.html").read_text(encoding="utf-8")
+    intro = (html / "intro.html").read_text(encoding="utf-8")
+    assert links(page, "launch-Colab") == [
+        "https://colab.research.google.com/github/owner/name/blob/notebooks/toy/one.ipynb"
+    ]
+    assert links(page, "launch-Binder") == [
+        "https://mybinder.org/v2/gh/owner/name/notebooks?urlpath=lab/tree/toy/one.ipynb"
+    ]
+    assert links(intro, "launch-") == []
+    assert links(page, "source-edit-button") == [f"{home}/edit/main/notebooks/toy/one.md"]
+    assert links(intro, "source-edit-button") == [f"{home}/edit/main/book/intro.md"]
+    for text, about in ((page, "notebooks/toy/one"), (intro, "intro")):
+        assert links(text, "source-repository-button") == [home]
+        (issue,) = links(text, "source-issues-button")
+        assert issue.startswith(f"{home}/issues/new?title=Page%20{about}")
+    search = (html / "search.html").read_text(encoding="utf-8")
+    assert links(search, "source-") == []
+    plain = offered(html)
+    assert "git+https://github.com/owner/name.git" in plain["cells"][0]["source"][-1]
+
+
+def offered(html: Path) -> dict[str, Any]:
+    """The notebook behind the download button, and in the chips."""
+    page = (html / "notebooks/toy/one.html").read_text(encoding="utf-8")
+    (target,) = links(page, "download-source-button")
+    chip = re.search(r'<a class="reference download internal"[^>]*href="([^"]*one.ipynb)"', page)
+    assert chip
+    assert chip[1] == target
+    path = (html / "notebooks/toy" / target).resolve()
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert content["metadata"]["fabook"]["notebook"] == "toy/one"
+    return content
 
 
 def says_where_it_is(html: Path, page: str) -> None:
@@ -495,6 +538,9 @@ def test_build_is_strict_repeatable_and_leaves_a_good_site_standing(toy: Path) -
     assert b"og:" not in before["notebooks/toy/one.html"]
     assert b'<meta name="description" content="All is small."' in before["notebooks/toy/one.html"]
     assert {"index.html", "intro.html", "notebooks/toy/one.html"} <= set(before)
+    page = before["notebooks/toy/one.html"].decode()
+    assert links(page, "launch-") + links(page, "source-") == []  # no button leads nowhere
+    assert "a clone of the book" in str(offered(html)["cells"][0]["source"])
     shutil.rmtree(toy / "_build" / "book_work")
     build.build(toy)
     assert tree(html) == before
