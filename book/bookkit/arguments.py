@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--preset", default="quick", metavar="quick|paper", help="pages of (quick)")
     build.add_argument("--lenient", action="store_true", help="let warnings pass")
     _export_parser(add)
+    _lab_parser(add)
     text = "Begin a notebook from a template: source, figure, claim, place in the contents."
     add("new", text, "new paper2025/a_result").add_argument("name", metavar="PAPER/RESULT")
     _data_parsers(add)
@@ -116,6 +117,14 @@ def _running(made: argparse.ArgumentParser) -> None:
     text = "local, or the address of a Dask scheduler"
     made.add_argument("--scheduler", metavar="local|ADDRESS", help=text)
     made.add_argument("--force", action="store_true", help="execute even what is up to date")
+
+
+def _lab_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
+    text = "Open JupyterLab on the sources, as notebooks."
+    made = add("lab", text, "lab", "lab minimum_norm --no-browser", options="out")
+    made.add_argument("name", nargs="?", metavar="NAME", help="the notebook to show")
+    made.add_argument("--port", type=_positive, metavar="N", help="where to serve (8888)")
+    made.add_argument("--no-browser", action="store_true", help="open no browser")
 
 
 def _export_parser(add: Callable[..., argparse.ArgumentParser]) -> None:

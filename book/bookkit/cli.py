@@ -224,6 +224,15 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _lab(arguments: argparse.Namespace) -> int:
+    from bookkit import lab
+
+    root, out = _places(arguments)
+    browser = not arguments.no_browser
+    words = lab.command(root, out, arguments.name, port=arguments.port, browser=browser)
+    return lab.run(words)
+
+
 def _data(arguments: argparse.Namespace) -> int:
     from fabook import data
 

@@ -16,6 +16,7 @@ PURPOSES = {
     "notebook": "run a notebook in Jupyter",
     "book": "run all notebooks, build the site",
     "test": "run the tests",
+    "lab": "open the sources in JupyterLab",
     "cluster": "send runs to a Dask cluster",
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -21,6 +21,7 @@ COMMANDS = (
     "claims",
     "build",
     "export",
+    "lab",
     "data",
     "data prepare",
     "grade",
