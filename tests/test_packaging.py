@@ -127,6 +127,21 @@ def test_environment_follows_pyproject(project: dict[str, Any]) -> None:
     assert '-c constraints.txt -e ".[book$(comma)test]"' in makefile
 
 
+def test_binder_takes_what_pyproject_asks(project: dict[str, Any]) -> None:
+    environment = yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text())
+    python, torch, pip = environment["dependencies"]
+    assert pip == "pip"
+    assert SpecifierSet(project["requires-python"]).contains(python.removeprefix("python=") + ".0")
+    (wanted,) = [r for r in map(Requirement, project["dependencies"]) if r.name == "torch"]
+    assert torch == f"pytorch-cpu{wanted.specifier}"
+    script = ROOT / ".binder" / "postBuild"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    extras = re.findall(r'--editable "\.\[(\w+)\]"', script.read_text())
+    assert set(extras) <= project["optional-dependencies"].keys()
+    assert extras
+
+
 def test_import_needs_torch_and_numpy_only() -> None:
     def loaded(package: str) -> set[str]:
         command = [sys.executable, "-c", f"import sys, {package}; print(*sys.modules)"]

@@ -133,9 +133,10 @@ def _export_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
     made = add("export", text, *examples, options="out")
     made.add_argument("names", nargs="*", metavar="NAME", help="as of fabook run; default: all")
     made.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to write")
-    made.add_argument(
-        "--no-solutions", action="store_true", help="without the exercises' solutions"
-    )
+    text = "without the exercises' solutions"
+    made.add_argument("--no-solutions", action="store_true", help=text)
+    text = "with README.md and .binder, for a branch that Colab and Binder open"
+    made.add_argument("--publish", action="store_true", help=text)
 
 
 def _data_parsers(add: Callable[..., argparse.ArgumentParser]) -> None:

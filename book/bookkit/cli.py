@@ -208,8 +208,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from bookkit import export
 
     root, out = _places(arguments)
-    solutions = not arguments.no_solutions
-    written = export.export(root, out, arguments.to, arguments.names, solutions=solutions)
+    options = {"solutions": not arguments.no_solutions, "publish": arguments.publish}
+    written = export.export(root, out, arguments.to, arguments.names, **options)
     print(*written, sep="\n")
     without = [path for path, numbers in written.items() if not numbers]
     if without:

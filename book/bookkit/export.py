@@ -19,11 +19,18 @@ from bookkit.parameters import UsageError
 from bookkit.record import GLUE_PREFIX
 
 NEEDED = ("bookkit", "jupytext", "matplotlib", "pooch", "seaborn", "sklearn", "xarray")
+WRITTEN = "Written by fabook export; changes belong into the book's repository."
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 
 
 def export(
-    root: Path, out: Path, to: Path, names: Sequence[str] = (), *, solutions: bool = True
+    root: Path,
+    out: Path,
+    to: Path,
+    names: Sequence[str] = (),
+    *,
+    solutions: bool = True,
+    publish: bool = False,
 ) -> dict[Path, bool]:
     """Write plain notebooks as `<to>/<paper>/<notebook>.ipynb`, each under a temporary name first.
 
@@ -32,38 +39,77 @@ def export(
         out: folder of runs, which has the executed copies.
         names: notebooks as `fabook run` takes them; none for all.
         solutions: with the solutions of the exercises, or without.
+        publish: with what a branch needs that Colab and Binder open: a list of the notebooks,
+            and the environment of Binder.
 
     Returns:
-        The files, and whether numbers and figures are in them: they are not where there is no
+        The notebooks, and whether numbers and figures are in them: they are not where there is no
         executed copy of the same code.
 
     Raises:
-        UsageError: for a file in the way that is not as `export` wrote it; nothing is written.
+        UsageError: for a file in the way that is not as `export` wrote it, or if a branch is to be
+            published and nothing tells where the repository lives; nothing is written.
     """
     import nbformat
 
     home = address.find(root)
-    made = {
+    selected = notebooks.select(root, names)
+    pages = {
         to / f"{notebook.name}.ipynb": Page(root, out, notebook, home=home, solutions=solutions)
-        for notebook in notebooks.select(root, names)
+        for notebook in selected
     }
-    for path in made:
+    files = {to / name: text for name, text in (_branch(home, selected) if publish else {}).items()}
+    for path in [*pages, *files]:
         if path.exists() and not _own(path):
             raise UsageError(
                 f"{path} is not as `fabook export` wrote it: move it away, or choose another folder"
             )
-    for path, page in made.items():
+    files |= {path: f"{nbformat.writes(page.notebook())}\n" for path, page in pages.items()}
+    for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
-        part.write_text(nbformat.writes(page.notebook()) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
-    return {path: bool(page.stored) for path, page in made.items()}
+    return {path: bool(page.stored) for path, page in pages.items()}
+
+
+def _branch(home: address.Address | None, selected: Sequence[Notebook]) -> dict[str, str]:
+    """The files of a published branch besides its notebooks."""
+    if home is None:
+        raise UsageError(
+            "nothing tells where the repository lives: set GITHUB_REPOSITORY=owner/name, or the "
+            "git remote origin"
+        )
+    rows = []
+    for book in selected:
+        links = {"Colab": home.colab(book.name), "Binder": home.binder(book.name)}
+        shown = [f"[{place}]({link})" for place, link in links.items() if link]
+        rows.append(" · ".join([f"- [{book.title}]({book.name}.ipynb)", *shown]))
+    about = f"The notebooks of [{home.name}]({home.url}), without what only the book's site shows."
+    environment = [
+        f"# {WRITTEN}",
+        "channels: [conda-forge, nodefaults]",
+        "dependencies:",
+        "  - python=3.11",
+        "  - pytorch-cpu>=2.6",
+        "  - pip",
+        f'  - pip: ["{home.requirement}"]',
+    ]
+    return {
+        "README.md": "\n".join(
+            [f"<!-- {WRITTEN} -->", "# Plain notebooks", "", about, "", *rows, ""]
+        ),
+        ".binder/environment.yml": "\n".join([*environment, ""]),
+    }
 
 
 def _own(path: Path) -> bool:
-    """Whether a file is a plain notebook in which nothing was changed or run."""
+    """Whether a file was written here: a notebook in which nothing was changed or run."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".ipynb":
+            return WRITTEN in text.split("\n")[0]
+        content = json.loads(text)
         return bool(content["metadata"]["fabook"]["exported"] == _mark(content["cells"]))
     except (OSError, ValueError, KeyError, TypeError):
         return False

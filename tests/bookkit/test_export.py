@@ -11,6 +11,7 @@ from typing import Any
 import jupytext
 import nbformat
 import pytest
+import yaml
 
 from bookkit import address, cli, export, notebooks
 from bookkit.record import GLUE_PREFIX
@@ -359,3 +360,38 @@ def test_missing_numbers_are_told(
     assert "run, and export again: fabook run toy/one" in capsys.readouterr().err
     assert cli.main(["export", *words, "two"]) == 2
     assert "unknown notebook 'two'" in capsys.readouterr().err
+
+
+def test_a_branch_to_publish(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FABOOK_ROOT", str(book))
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    to = tmp_path / "branch"
+    words = ["export", "--to", str(to), "--publish"]
+    assert cli.main(words) == 2
+    assert "GITHUB_REPOSITORY=owner/name" in capsys.readouterr().err
+    assert not to.exists()
+    for name, value in {"REPOSITORY": "owner/name", "SHA": "abc", "SERVER_URL": ""}.items():
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+    assert cli.main(words) == 0
+    assert cli.main(words) == 0
+    names = {p.relative_to(to).as_posix() for p in to.rglob("*") if p.is_file()}
+    assert names == {"toy/one.ipynb", "README.md", ".binder/environment.yml"}
+    readme = (to / "README.md").read_text(encoding="utf-8")
+    for link in (
+        "[A page](toy/one.ipynb)",
+        "(https://colab.research.google.com/github/owner/name/blob/notebooks/toy/one.ipynb)",
+        "(https://mybinder.org/v2/gh/owner/name/notebooks?urlpath=lab/tree/toy/one.ipynb)",
+    ):
+        assert link in readme
+    environment = yaml.safe_load((to / ".binder" / "environment.yml").read_text(encoding="utf-8"))
+    *_, pip = environment["dependencies"]
+    wanted = "fabook[notebook] @ git+https://github.com/owner/name.git@abc"
+    assert pip == {"pip": [wanted]}
+    own = yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["channels"] == own["channels"]
+    assert environment["dependencies"][:-1] == own["dependencies"]
+    (to / "README.md").write_text("mine", encoding="utf-8")
+    assert cli.main(words) == 2
+    assert "README.md is not as `fabook export` wrote it" in capsys.readouterr().err
