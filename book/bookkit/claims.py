@@ -523,6 +523,12 @@ def round_number(value: Any) -> Any:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
+def result_files(folder: Path) -> list[Path]:
+    """Results files at any depth, but for those in hidden folders (Jupyter's checkpoints)."""
+    found = sorted(folder.rglob("*.json"))
+    return [p for p in found if not any(n[0] == "." for n in p.relative_to(folder).parts)]
+
+
 def published_path(root: Path, notebook: str, variant: str = "") -> Path:
     """Where the committed results of a notebook's paper preset, or of a variant of it, lie."""
     name = f"{notebook}@{variant}" if variant else notebook

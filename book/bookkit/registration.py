@@ -52,7 +52,7 @@ def problems(root: Path) -> list[str]:
     than the run that they judge. A claim that says why (`changed_after_run`) may be younger.
     """
     registry, seen, lines = claims.load(root), first_seen(root), []
-    for path in sorted((root / "book" / "results").rglob("*.json")):
+    for path in claims.result_files(root / "book" / "results"):
         results = json.loads(path.read_text(encoding="utf-8"))
         preset, ran = results["preset"], datetime.fromisoformat(results["date"])
         for entry in results["claims"]:

@@ -18,7 +18,7 @@ def listed(out: Path) -> list[dict[str, Any]]:
     """Every run with results: its name, preset, parameters, verdicts, minutes, date and files."""
     rows = []
     for folder in (out, out / "own"):
-        for path in sorted((folder / "results").rglob("*.json")):
+        for path in claims.result_files(folder / "results"):
             results = cache.load(path)
             if results.get("schema") != claims.SCHEMA or "parameters" not in results:
                 continue

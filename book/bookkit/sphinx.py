@@ -470,6 +470,8 @@ def place(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _open(app: Sphinx, config: Any) -> None:
     """Find the runs and put the executed notebooks where Sphinx looks for pages."""
+    for name in ("html_css_files", "html_js_files"):  # Jupyter's checkpoints of them are none
+        setattr(config, name, [file for file in getattr(config, name) if "/." not in f"/{file}"])
     root = Path(app.srcdir).parent
     out = root / os.environ.get("FABOOK_OUT", config.bookkit_out)
     book = Book(root, out, os.environ.get("FABOOK_PRESET", config.bookkit_preset))

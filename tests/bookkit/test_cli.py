@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def printed(capsys: pytest.CaptureFixture[str]) -> object:
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
@@ -184,6 +185,19 @@ def test_data(
     assert cli.main(["data", "prepare", str(target), "digits"]) == 0  # comes with scikit-learn
     assert cli.main(["data", "prepare", str(target), "mnisd"]) == 2
     assert "mnist" in capsys.readouterr().err
+
+
+def test_jupyters_checkpoints_are_in_no_list(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = root / "_build" / "results" / "quick" / "toy"
+    for folder, name in ((root / "notebooks" / "toy", "alpha.md"), (results, "alpha.json")):
+        (folder / ".ipynb_checkpoints").mkdir(parents=True)
+        (folder / ".ipynb_checkpoints" / name).write_text("---\nkernelspec: {}\n---\n")
+    assert cli.main(["list", "--json"]) == 0
+    assert [row["name"] for row in printed(capsys)] == ["toy/alpha"]
+    assert cli.main(["list", "--runs", "--json"]) == 0
+    assert printed(capsys) == []
 
 
 def test_doctor(

@@ -68,6 +68,15 @@ def test_checks_before_the_run(book: Path) -> None:
     assert registration.problems(book) == []
 
 
+def test_a_checkpoint_of_results_counts_for_nothing(book: Path) -> None:
+    commit(book, "2026-01-02T00:00:00+00:00", 0.5)
+    judged(book, "2026-01-01T00:00:00+00:00")
+    path = claims.published_path(book, "toy/alpha")
+    (path.parent / ".ipynb_checkpoints").mkdir()
+    path.rename(path.parent / ".ipynb_checkpoints" / path.name)
+    assert registration.problems(book) == []
+
+
 def test_checks_after_the_run(book: Path) -> None:
     commit(book, "2026-01-02T00:00:00+00:00", 0.5)
     judged(book, "2026-01-01T00:00:00+00:00")
