@@ -34,6 +34,19 @@ def _write(app: Sphinx, config: Any) -> None:
     sphinx.place(book.out / PLAIN, files)
 
 
+def _target(book: sphinx.Book, name: str) -> str:
+    """A plain notebook as Sphinx names what is downloaded: relative to the pages' folder."""
+    return os.path.normpath(book.download(name).lstrip("/"))
+
+
+def _offer(app: Sphinx, env: Any) -> list[str]:
+    """Have the plain notebooks copied into the site, whether a page's text links its own or not."""
+    book: sphinx.Book = vars(app)["bookkit"]
+    for name in book.names:
+        env.dlfiles.add_file(f"notebooks/{name}", _target(book, name))
+    return []
+
+
 def _button(text: str, url: str, icon: str, tooltip: str, label: str) -> dict[str, str]:
     kind = {"type": "link", "label": label, "text": text, "tooltip": tooltip}
     return kind | {"url": url, "icon": icon}
@@ -88,8 +101,7 @@ def _buttons(
     source = f"book/{pagename}.md"
     if name in book.names:
         source = f"notebooks/{name}.md"
-        target = os.path.normpath(book.download(name).lstrip("/"))
-        file = app.env.dlfiles.add_file(pagename, target)
+        _, file = app.env.dlfiles[_target(book, name)]
         for button in (b for group in buttons for b in group.get("buttons", ())):
             if button["label"] == "download-source-button":
                 button["url"] = context["pathto"](f"_downloads/{file}", 1)
@@ -107,5 +119,6 @@ def _buttons(
 def setup(app: Sphinx) -> dict[str, Any]:
     """Make the plain notebooks once the book is open, and buttons once the theme has made its."""
     app.connect("config-inited", _write, priority=600)
+    app.connect("env-updated", _offer)
     app.connect("html-page-context", _buttons, priority=600)
     return {"parallel_read_safe": True, "version": "1"}

@@ -54,8 +54,8 @@ def read_out(
         kept: $a_t = (1 - \eta\lambda)^t$, the share of $V_0$ that is left.
 
     Returns:
-        By name: ``alignment``, the mean over samples of $\cos(B^T e, V^T e)$; ``learned``, the
-        same with L in the place of V; ``size`` and ``learned_size``, $\|V\|/\|B\|$ and
+        A dictionary of ``alignment``, the mean over samples of $\cos(B^T e, V^T e)$; ``learned``,
+        the same with L in the place of V; ``size`` and ``learned_size``, $\|V\|/\|B\|$ and
         $\|L\|/\|B\|$; ``towards``, $\langle B, L\rangle/\|B\|^2$; ``growth``,
         $\tfrac12\|W\|^2/\|B\|^2$.
 
