@@ -324,6 +324,113 @@ def laws(data: Any) -> Any:
     return fig
 
 
+# --- alignment of ReLU, tanh and sigmoid networks ------------------------------------------------
+
+STEPS = (("o", "-"), ("s", "--"), ("^", "-."), ("D", (0, (4, 1, 1, 1))))  # by size of the penalty
+UNITS = {"relu": "ReLU", "tanh": "tanh", "sigmoid": "sigmoid"}
+CUT = {"relu": ("#B5651D", "-"), "tanh": ("#3B2F6B", "--")}
+
+
+def nonlinear(data: Any) -> Any:
+    """Final alignment against width for three kinds of units, and the climb in time."""
+    fig, axes = plots.figure(2, 2, height=3.1)
+    for ax, unit in zip(axes.flat, data["width"].unit.values):
+        _final_of_unit(ax, data, str(unit))
+    _climb_of_units(axes[1, 1], data)
+    for ax in axes[:, 1]:
+        ax.set_ylabel("")
+    axes[1, 1].set_ylabel(r"$\cos(b, \beta)$")
+    plots.letters(axes)
+    return fig
+
+
+def _final_of_unit(ax: Any, data: Any, unit: str) -> None:
+    table = data["width"].sel(unit=unit)
+    widths, colours = table.width.values, shades(len(STEPS))
+    known = data["published"]
+    for level in table.level.values:
+        (marker, line), colour = STEPS[level], colours[level]
+        runs = table.cosine.sel(level=level)
+        several = np.isfinite(runs.values).sum(1) > 1
+        mean, low, high = (
+            getattr(np, name)(runs.values, axis=1) for name in ("nanmean", "nanmin", "nanmax")
+        )
+        look = {"color": colour, "marker": marker, "markersize": 5, "label": None}
+        ax.fill_between(widths[several], low[several], high[several], color=colour, alpha=0.2, lw=0)
+        ax.plot(widths, mean, color=colour, ls=line, lw=1.2)
+        filled = {"markerfacecolor": colour}
+        plots.points(ax, widths[several], mean[several], **(look | filled))
+        plots.points(ax, widths[~several], mean[~several], **look)
+        if unit in known.unit:
+            stars = known.sel(unit=unit, level=level)
+            ax.errorbar(
+                stars.width * 1.14, stars.cosine, stars.sd, color="0.25", marker="*", ms=7,
+                ls="none", lw=1, zorder=5, label="published" if level == 0 else None,
+            )  # fmt: skip
+        place = {"xytext": (-5, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+        text = f"{float(table.penalty.sel(level=level)):g}"
+        ax.annotate(text, (widths[0] / 1.08, mean[0]), color="0.15", fontsize=9, **place)
+    traces = data["law_trace"]
+    law = float(traces.trace.sel(unit=unit)) if unit in traces.unit else np.inf
+    if law / 0.3 < 12800:
+        across = np.geomspace(max(widths[0], law / 0.3), 12800, 50)
+        plots.theory_line(ax, across, law / across, linewidth=1.3, label="law, λ = 0")
+    ax.text(0.02, 0.98, "λ", transform=ax.transAxes, fontsize=9.5, va="top")
+    title = UNITS[unit] if unit in known.unit else f"{UNITS[unit]}: a prediction"
+    ax.set(ylim=(-0.06, 1.19), ylabel=r"final $\cos(b, \beta)$", title=title)
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    ticks = [200, 800, 3200, 12800]
+    ax.set(xscale="log", xlabel="hidden units $p$", xlim=(200 / 2.6, 12800 * 1.5))
+    ax.set_xticks(ticks, ["200", "800", "3200", "12.8k"])
+    ax.minorticks_off()
+    plots.legend(ax, loc="upper right", fontsize=9, ncols=2, columnspacing=1)
+
+
+def _climb_of_units(ax: Any, data: Any) -> None:
+    climb = data["climb"].isel(level=-1)
+    lines = dict(zip(UNITS, ("-", "--", ":")))
+    widths = climb.width.values
+    for p, colour in zip(widths, shades(len(widths))):
+        for unit in climb.unit.values:
+            ax.plot(
+                climb.time, climb.cosine.sel(unit=unit, width=p), color=colour, lw=1.3,
+                ls=lines[str(unit)],
+            )  # fmt: skip
+    for unit in climb.unit.values:
+        ax.plot([], [], color="0.3", ls=lines[str(unit)], label=UNITS[str(unit)])
+    for p, colour in list(zip(widths, shades(len(widths))))[:: max(1, len(widths) - 1)]:
+        ax.plot([], [], color=colour, lw=2.5, label=f"$p$ = {p}")
+    ax.set(xscale="log", xlabel=r"steps / $\sqrt{p}$", ylim=(-0.06, 1.19))
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set_title("the climb, largest λ")
+    plots.legend(ax, loc="upper left", fontsize=9, ncols=2, labelspacing=0.2)
+
+
+def nonlinear_cutoff(data: Any) -> Any:
+    """Cosine and loss of ReLU and tanh networks whose penalty is switched off."""
+    fig, axes = plots.figure(1, 2, height=3.0)
+    table = data["cutoff"]
+    widths = table.width.values
+    for unit, (colour, line) in CUT.items():
+        for p, alpha in zip(widths, np.linspace(1, 0.4, len(widths))[::-1]):
+            one = table.sel(unit=unit, width=p)
+            at = one.steps - float(one.cut)
+            for ax, name in zip(axes, ("cosine", "loss")):
+                ax.plot(at, one[name], color=colour, ls=line, alpha=alpha, lw=1.5)
+        axes[0].plot([], [], color=colour, ls=line, label=UNITS[unit])
+    for p, alpha in zip(widths, np.linspace(1, 0.4, len(widths))[::-1]):
+        axes[0].plot([], [], color="0.2", alpha=alpha, lw=2.5, label=f"$p$ = {p}")
+    for ax in axes:
+        ax.axvline(0, color="0.3", lw=1.2, ls=":")
+        ax.set(xlabel="steps after the cut", xlim=(-10_000, 6000))
+        ax.set_xticks([-10_000, -5000, 0, 5000], ["−10,000", "−5,000", "0", "5,000"])
+    axes[0].set(ylabel=r"$\cos(b, \beta)$", ylim=(-0.06, 1.02), title="aligned")
+    axes[1].set(ylabel="mean squared error", yscale="log", title="and no error left")
+    plots.legend(axes[0], loc="upper left", fontsize=9, labelspacing=0.2)
+    plots.letters(axes)
+    return fig
+
+
 # --- MNIST ---------------------------------------------------------------------------------------
 
 HIDDEN = {  # who trains the hidden layer -> rule whose colour and marker it has, and its name

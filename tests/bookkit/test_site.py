@@ -37,7 +37,6 @@ UNCONVERTED = {
         "primer/what_is_feedback_alignment",
         "robertson2024/implicit_regularization",
         "robertson2024/multiclass",
-        "song2021/alignment_nonlinear",
     )
 }
 FIRST_FIGURE = {1440: 700, 390: 900}

@@ -399,14 +399,14 @@ def train_linear(
 class _TwoLayer:
     """Pre-activations Z (n, p) and second layer beta (p,) of one network."""
 
-    def __init__(self, parts: _Parts, lr: float, penalty: float) -> None:
+    def __init__(self, parts: _Parts, lr: float, penalty: float, until: float) -> None:
         self.activation = parts.activation
         self.forward, self.backward = _LOCAL[type(parts.activation)]
         self.K = parts.x @ parts.x.T
         self.Z = parts.x @ parts.W.T
         self.Z0, self.beta0 = self.Z.clone(), parts.beta.clone()
         self.beta, self.b, self.y = parts.beta.clone(), parts.b, parts.y
-        self.lr, self.penalty = lr, penalty
+        self.lr, self.penalty, self.until, self.taken = lr, penalty, until, 0
         self.n, self.h = len(parts.y), len(parts.b) ** -0.5
 
     def keep(self, mask: Tensor) -> None:
@@ -418,9 +418,11 @@ class _TwoLayer:
 
     def step(self, error: Tensor) -> None:
         g, move = error[0] * (2 / self.n), self.lr * self.h
-        self.beta = (1 - self.lr * self.penalty) * self.beta - move * (g @ self.hidden)
+        stay = 1 - self.lr * self.penalty * (self.taken < self.until)
+        self.beta = stay * self.beta - move * (g @ self.hidden)
         signal = self.backward(self.activation, torch.outer(g, self.b), self.saved)
         self.Z.addmm_(self.K, signal, alpha=-move)
+        self.taken += 1
 
     def look(self, error: Tensor) -> Array:
         pair = (cosine(self.b, self.beta), cosine(self.b, self.beta - self.beta0))
@@ -439,6 +441,7 @@ def train_two_layer(
     steps: int,
     look_at: Iterable[int] = (),
     stop: Stop | None = None,
+    until: int | None = None,
     probe: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> Trajectory:
     r"""Train a two-layer network under FA through its pre-activations, exactly.
@@ -454,6 +457,7 @@ def train_two_layer(
         lr: learning rate of the mean squared error.
         penalty: $\lambda$ on the second layer.
         steps, look_at, stop: as in :func:`train_linear`.
+        until: switch the penalty off from this step on.
         probe: functions of the state, called at each look: it has ``Z`` (n, p), ``hidden`` (n, p),
             ``beta`` and ``b`` (p,), ``K`` (n, n), and ``Z0``, ``beta0`` of the start.
 
@@ -474,5 +478,7 @@ def train_two_layer(
         array([  0, 100, 300])
     """
     _check_settings(lr, np.asarray(float(penalty)), steps)
-    state = _TwoLayer(_parts(rule, x, y), lr, penalty)
+    if until is not None and until < 0:
+        raise ValueError(f"until must be a step, not negative; got {until}")
+    state = _TwoLayer(_parts(rule, x, y), lr, penalty, math.inf if until is None else until)
     return _drive(state, 1, steps, look_at, stop, probe or {})

@@ -92,6 +92,17 @@ def test_cut_off_penalty_is_the_plain_network(device):
     assert_same(got, plain(rule, x, y, lr=2e-3, penalty=2.0, until=100, steps=300, looks=looks))
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_cut_off_penalty_of_other_units_is_the_plain_network(activation, device):
+    rule, x, y = problem(device, activation)
+    options = {"lr": 2e-3, "penalty": 2.0, "until": 100, "steps": 300}
+    looks = [0, 99, 100, 101, 300]
+    got = train_two_layer(rule, x, y, look_at=looks, **options)
+    assert_same(got, plain(rule, x, y, looks=looks, **options))
+    with pytest.raises(ValueError, match="until must be a step"):
+        train_two_layer(rule, x, y, **(options | {"until": -1}))
+
+
 def test_two_reductions_of_a_linear_network_agree(device):
     rule, x, y = problem(device)
     options = {"lr": 2e-3, "penalty": 0.1, "steps": 400, "look_at": range(0, 401, 50)}
