@@ -192,6 +192,7 @@ def _papermill(job: Job, work: Path, folder: Path) -> Any:
             record_timing=False,
             coalesce_streams=True,
             shutdown_kernel="immediate",
+            iopub_timeout=300,  # 4 s by default: a busy machine would lose an hour's run
         )
     finally:
         ensure_event_loop().close()  # the one that jupyter_client made for this thread
