@@ -34,7 +34,6 @@ class Visit(NamedTuple):
 UNCONVERTED = {
     f"notebooks/{name}.html"
     for name in (
-        "primer/what_is_feedback_alignment",
         "robertson2024/implicit_regularization",
         "robertson2024/multiclass",
     )
