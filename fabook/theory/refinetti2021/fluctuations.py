@@ -132,7 +132,7 @@ def jacobian(
     feedback: ArrayLike | None = None,
     lr: float,
 ) -> Array:
-    r"""$J = \partial \dot y / \partial y$ of the equations of :func:`online.online_dynamics`.
+    r"""$J = \partial \dot y / \partial y$ of the equations of `online.online_dynamics`.
 
     The coordinates $y$ are the upper triangle of Q row by row, then R row by row, then v:
     P = K (K + 1) / 2 + K M + K numbers. Central differences of the closed form.
