@@ -235,7 +235,7 @@ def linear_noise(
 
     t = np.atleast_1d(np.asarray(times, dtype=float))
     begin = np.concatenate([system.pack(Q0, R0, v0), np.zeros(P * P)])
-    sol = solve_ivp(rate, (0.0, t[-1]), begin, t_eval=t, method="LSODA", rtol=1e-5, atol=1e-8)
+    sol = solve_ivp(rate, (0.0, t[-1]), begin, t_eval=t, rtol=1e-5, atol=1e-8)
     if not sol.success:
         raise FloatingPointError(f"the solver fails: {sol.message}")
     return sol.y[:P].T, sol.y[P:].T.reshape(len(t), P, P)
@@ -317,7 +317,8 @@ def plateau(
         nodes: see :func:`step_covariance`.
 
     Raises:
-        ValueError: no fixed point is found there, or one from which nothing escapes.
+        ValueError: no fixed point is found there, or one from which nothing escapes: it is stable,
+            or its units are such exact copies that no input can tell them apart.
 
     Example:
         >>> start = dict(Q0=0.01 * np.eye(2), R0=np.zeros((2, 2)), T=np.eye(2), A=[1, 1])
@@ -348,6 +349,9 @@ def plateau(
         raise ValueError(f"nothing escapes: the largest eigenvalue is {rate:.3g}")
     left = np.linalg.inv(right)[order[0]].real  # its product with the direction is 1
     D = system.covariance(y, nodes)
+    amplitude = float(np.sqrt(max(left @ D @ left, 0) / (2 * rate)))
+    if amplitude < 1e-6:
+        raise ValueError("no noise along the direction: the plateau keeps runs that begin on it")
     Q, R, v = system.unpack(y)
     start = {"Q0": Q, "R0": R, "T": system.T, "v0": v, "A": system.A}
     error = float(generalisation_error(Q, R, T, v, A))
@@ -356,7 +360,7 @@ def plateau(
         error,
         value[order],
         direction,
-        amplitude=float(np.sqrt(left @ D @ left / (2 * rate))),
+        amplitude=amplitude,
         level=level * error,
         delay=_delay(system, y, direction, rate, level * error),
     )

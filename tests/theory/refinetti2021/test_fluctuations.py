@@ -156,3 +156,6 @@ def test_what_has_no_plateau_is_refused():
         fluctuations.plateau(**learned, feedback=[1.0], lr=0.5, time=10)
     with pytest.raises(ValueError, match=r"no plateau near the path at t = 0\.1"):
         fluctuations.plateau(**SYMMETRIC, v0=[0, 0], feedback=[3, 0.01], lr=0.5, time=0.1)
+    copies = SYMMETRIC | {"Q0": np.array([[0.01, -0.01], [-0.01, 0.01]])}
+    with pytest.raises(ValueError, match="no noise along the direction"):
+        fluctuations.plateau(**copies, v0=[0.3, -0.3], lr=2.0, time=50)
