@@ -91,6 +91,8 @@ def content(folder: Path) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
         if name.startswith((".work", "book_work")) or name.endswith((".lock", ".buildinfo")):
             continue
+        if path.name.startswith("."):  # half a file under its temporary name
+            continue
         body: Any = path.read_bytes()
         if path.suffix == ".json" and name.startswith("results/"):
             body = {k: v for k, v in json.loads(body).items() if k not in VOLATILE}
@@ -141,58 +143,61 @@ COMMANDS: dict[str, list[list[str]]] = {  # what comes before, then what is kill
 }
 
 
+def killed(
+    project: Project,
+    command: list[str],
+    kills: int,
+    read: Callable[[], dict[str, Any]],
+    reset: Callable[[], None],
+) -> None:
+    """A command undisturbed, then killed at random moments and repeated: `read` finds the same.
+
+    Right after a kill it finds whole files or none.
+    """
+    started = time.monotonic()
+    done = project.command(*command)
+    assert done.returncode == 0, done.stderr
+    whole, expected = time.monotonic() - started, read()
+    moments = random.Random(" ".join(command[:2]))
+    for number in range(kills):
+        reset()
+        with project.start(*command, stdout=subprocess.DEVNULL) as process:
+            time.sleep(whole * moments.random())
+            process.kill()
+        assert differing(read(), expected) == [], f"kill {number}"
+        if project.root != ROOT:
+            wait_until(lambda: no_kernels(project.root))
+        again = project.command(*command)
+        assert again.returncode == 0, again.stderr
+        after = read()
+        assert after.keys() == expected.keys(), f"kill {number}"
+        assert differing(after, expected) == [], f"kill {number}"
+
+
 @pytest.mark.fault("kill -9", "`fabook {words}`, then started again: the same files")
 @pytest.mark.parametrize(
     "words", ["run", *(pytest.param(name, marks=pytest.mark.long) for name in ("sweep", "build"))]
 )
 def test_kill(words: str, project: Project, kills: int, times: Fault) -> None:
-    *before, killed = COMMANDS[words]
-    for command in before:
-        assert project.command(*command).returncode == 0
+    *before, command = COMMANDS[words]
+    for done in before:
+        assert project.command(*done).returncode == 0
     ready = content(project.out)
-    started = time.monotonic()
-    done = project.command(*killed)
-    assert done.returncode == 0, done.stderr
-    whole, expected = time.monotonic() - started, content(project.out)
-    moments = random.Random(words)
-    for number in range(kills):
-        for name in expected.keys() - ready.keys():
+
+    def reset() -> None:
+        for name in content(project.out).keys() - ready.keys():
             (project.out / name).unlink()
-        with project.start(*killed, stdout=subprocess.DEVNULL) as process:
-            time.sleep(whole * moments.random())
-            process.kill()
-        left = content(project.out)  # whole files or none
-        assert differing(left, expected) == [], f"kill {number}"
-        wait_until(lambda: no_kernels(project.root))
-        again = project.command(*killed)
-        assert again.returncode == 0, again.stderr
-        after = content(project.out)
-        assert after.keys() == expected.keys(), f"kill {number}"
-        assert differing(after, expected) == [], f"kill {number}"
+
+    killed(project, command, kills, lambda: content(project.out), reset)
     times(kills)
 
 
 @pytest.mark.fault("kill -9", "`fabook data prepare`, then started again: the same files")
 def test_kill_while_data_is_prepared(project: Project, kills: int, times: Fault) -> None:
-    sets = ["digits"]
-    if "FABOOK_DATA" in os.environ:
-        sets.append("mnist")
-    command = ["data", "prepare", "room", *sets]
+    sets = ["digits", *(["mnist"] if "FABOOK_DATA" in os.environ else [])]
     room = project.root / "room"
-    started = time.monotonic()
-    assert project.command(*command).returncode == 0
-    whole, expected = time.monotonic() - started, content(room)
-    moments = random.Random("data")
-    for number in range(kills):
-        shutil.rmtree(room)
-        with project.start(*command, stdout=subprocess.DEVNULL) as process:
-            time.sleep(whole * moments.random())
-            process.kill()
-        left = {k: v for k, v in content(room).items() if not Path(k).name.startswith(".")}
-        assert differing(left, expected) == [], f"kill {number}"
-        again = project.command(*command)
-        assert again.returncode == 0, again.stderr
-        assert content(room) == expected, f"kill {number}"
+    command = ["data", "prepare", "room", *sets]
+    killed(project, command, kills, lambda: content(room), lambda: shutil.rmtree(room))
     times(kills)
 
 
@@ -207,26 +212,14 @@ def test_kill_while_homework_is_graded(
         pytest.skip("grades with otter: `make homework`, then --otter")
     for name in ("one", "two", "three"):
         shutil.copy(next((built / "student").glob("*.ipynb")), tmp_path / f"{name}.ipynb")
-    command = ["grade", str(tmp_path), "--homework", "hw1", "--jobs", "2"]
-    project, graded = Project(ROOT), tmp_path / "graded"
+    graded = tmp_path / "graded"
 
     def grades() -> dict[str, Any]:
         tables = ("grades.csv", "feedback/")
         return {k: v for k, v in content(graded).items() if k.startswith(tables)}
 
-    started = time.monotonic()
-    done = project.command(*command)
-    assert done.returncode == 0, done.stderr
-    whole, expected = time.monotonic() - started, grades()
-    moments = random.Random("grade")
-    for number in range(kills):
-        shutil.rmtree(graded)
-        with project.start(*command, stdout=subprocess.DEVNULL) as process:
-            time.sleep(whole * moments.random())
-            process.kill()
-        again = project.command(*command)
-        assert again.returncode == 0, again.stderr
-        assert grades() == expected, f"kill {number}"
+    command = ["grade", str(tmp_path), "--homework", "hw1", "--jobs", "2"]
+    killed(Project(ROOT), command, kills, grades, lambda: shutil.rmtree(graded))
     times(kills)
 
 

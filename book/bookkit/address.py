@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -100,18 +101,25 @@ def parse(remote: str) -> tuple[str, str] | None:
     return f"https://{found['host'].lower()}{port}", found["path"].strip("/")
 
 
+def of_workflow(environment: Mapping[str, str]) -> Address | None:
+    """The repository whose workflow builds, None outside of one."""
+    name = environment.get("GITHUB_REPOSITORY", "")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return None
+    server = environment.get("GITHUB_SERVER_URL") or "https://github.com"
+    on_branch = environment.get("GITHUB_REF_TYPE") == "branch"
+    branch = environment.get("GITHUB_REF_NAME") if on_branch else ""
+    return Address(server, name, branch or "main", environment.get("GITHUB_SHA", ""))
+
+
 def find(root: Path) -> Address | None:
     """The address of the repository `root`, None if nothing tells it.
 
     What git says counts only if `root` is the top of a clone: a package that was installed in
     someone's own repository does not live at its address.
     """
-    name = os.environ.get("GITHUB_REPOSITORY", "")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        server = os.environ.get("GITHUB_SERVER_URL") or "https://github.com"
-        on_branch = os.environ.get("GITHUB_REF_TYPE") == "branch"
-        branch = os.environ.get("GITHUB_REF_NAME") if on_branch else ""
-        return Address(server, name, branch or "main", os.environ.get("GITHUB_SHA", ""))
+    if built := of_workflow(os.environ):
+        return built
     top = _git(root, "rev-parse", "--show-toplevel")
     found = parse(_git(root, "remote", "get-url", "origin")) if top else None
     if found is None or Path(top).resolve() != root.resolve():

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bookkit import claims, notebooks
+from bookkit import claims, images, notebooks
 from bookkit.parameters import UsageError
 
 NOTHING = {"chips", "how-made", "raw", "cards", "scorecard", "exercise-end", "solution-end"}
@@ -118,9 +118,10 @@ class Words:
         words = f"**{label}.** {caption.strip()} *{DRAWN[scale]}*"
         if not scale:
             return words
-        picture = _light(base64.b64decode(self.stored[f"{name}:{scale}"]["image/png"]))
+        picture = base64.b64decode(self.stored[f"{name}:{scale}"]["image/png"])
         alt = re.sub(r"[\[\]]", "", options.get("alt", label))
-        encoded = base64.b64encode(picture).decode()
+        light = images.png(images.on_white(picture), 128)
+        encoded = base64.b64encode(light).decode()
         return f"\f![{alt}](data:image/png;base64,{encoded})\n\n{words}\f"
 
     def _verdicts(self) -> list[tuple[claims.Claim, str]]:
@@ -328,17 +329,3 @@ def _escaped(text: str) -> str:
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
-
-
-def _light(picture: bytes) -> bytes:
-    """A picture with 128 colours: it looks the same and weighs a third."""
-    from PIL import Image
-
-    target = io.BytesIO()
-    with Image.open(io.BytesIO(picture)) as opened:
-        image = opened.convert("RGBA")
-    ground = Image.new("RGBA", image.size, "white")
-    ground.alpha_composite(image)
-    light = ground.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    light.save(target, "PNG", optimize=True)
-    return target.getvalue()

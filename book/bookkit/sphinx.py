@@ -36,7 +36,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx_design.shared import create_component
 
-from bookkit import citing, claims, notebooks, tables
+from bookkit import citing, claims, images, notebooks, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held")
@@ -163,8 +163,6 @@ class Book:
 
     def hero(self, name: str) -> Any:
         """A notebook's hero figure at the paper's scale, or its first one, as a PIL image."""
-        from PIL import Image
-
         found: dict[str, str] = {}
         for cell in self.notebook(name)["cells"]:
             for output in cell.get("outputs", []):
@@ -177,17 +175,13 @@ class Book:
         content = next((found[key] for key in names if key in found), None)
         if content is None:
             raise BookError(f"{self.path(name)} has no figure: run: fabook run {name} --force")
-        return on_white(Image.open(io.BytesIO(base64.b64decode(content))))
+        return images.on_white(base64.b64decode(content))
 
     def picture(self, name: str) -> bytes:
         """A notebook's hero figure as a small PNG."""
-        from PIL import Image
-
         picture = self.hero(name)
         small = picture.resize((480, round(480 * picture.height / picture.width)))
-        target = io.BytesIO()
-        small.quantize(64, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
-        return target.getvalue()
+        return images.png(small, 64)
 
     def chapter(self, paper: str) -> str:
         """The page of a paper: its chapter, or its first notebook."""
@@ -284,16 +278,6 @@ class Book:
 
 
 # --- words of the templates ----------------------------------------------------------------------
-
-
-def on_white(picture: Any) -> Any:
-    """A PIL image on a white ground."""
-    from PIL import Image
-
-    picture = picture.convert("RGBA")
-    ground = Image.new("RGBA", picture.size, "white")
-    ground.alpha_composite(picture)
-    return ground.convert("RGB")
 
 
 def number(value: Any) -> str:

@@ -8,7 +8,6 @@ versions is given (`FABOOK_VERSIONS`), the foot of each page links them.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from urllib.parse import urlparse
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from bookkit import sphinx
+from bookkit import address, images, sphinx
 
 SOCIAL = "_static/social"  # pictures beside links to pages
 CARD = (1200, 630)  # what Open Graph asks for
@@ -46,9 +45,10 @@ def site_url(environment: Mapping[str, str]) -> str:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise sphinx.BookError(f"FABOOK_URL must be an http(s) address, got {given!r}")
         return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/"
-    owner, _, name = environment.get("GITHUB_REPOSITORY", "").partition("/")
-    if not name:
+    home = address.of_workflow(environment)
+    if home is None or home.server != "https://github.com":
         return ""
+    owner, _, name = home.name.partition("/")
     host = f"{owner.lower()}.github.io"
     return f"https://{host}/" if name.lower() == host else f"https://{host}/{name}/"
 
@@ -100,9 +100,7 @@ def card(picture: Any) -> bytes:
         picture.resize(size, Image.Resampling.LANCZOS),
         tuple((whole - part) // 2 for whole, part in zip(CARD, size)),
     )
-    target = io.BytesIO()
-    ground.quantize(64, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
-    return target.getvalue()
+    return images.png(ground, 64)
 
 
 def _shown(book: sphinx.Book, docname: str) -> str:
@@ -154,12 +152,10 @@ def _cards(app: Sphinx, error: Exception | None) -> None:
     """The pictures beside links to pages."""
     if error or app.builder.format != "html" or not app.config.html_baseurl:
         return
-    from PIL import Image
-
     book: sphinx.Book = vars(app)["bookkit"]
     folder = Path(app.outdir) / SOCIAL
-    with Image.open(book.root / "book" / "_static" / "overview.png") as overview:
-        pictures = {"book": sphinx.on_white(overview)}
+    overview = book.root / "book" / "_static" / "overview.png"
+    pictures = {"book": images.on_white(overview.read_bytes())}
     pictures |= {name: book.hero(name) for name in book.names}
     sphinx.place(folder, {f"{name}.png": card(shown) for name, shown in pictures.items()})
 
