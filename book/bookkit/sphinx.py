@@ -476,10 +476,31 @@ def _tidy(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = json.dumps(notebook)
 
 
+HEAVY = 200_000  # bytes of a figure as it was drawn
+
+
+def _subset_icons(out: Path) -> None:
+    """The theme's style has a rule for each of 1,900 icons: only those that are used stay."""
+    used = set()
+    for page in (*out.rglob("*.html"), *out.rglob("*.js")):
+        used |= set(
+            re.findall(r"fa-[a-z0-9-]+", page.read_text(encoding="utf-8", errors="replace"))
+        )
+    for style in out.glob("_static/styles/pydata-sphinx-theme.css"):
+        rules = re.compile(r"((?:\.fa-[a-z0-9-]+(?:::?before)?,?)+)\{(?:--fa|content)[^{}]*\}")
+
+        def kept(rule: re.Match[str]) -> str:
+            return rule[0] if used & set(re.findall(r"fa-[a-z0-9-]+", rule[1])) else ""
+
+        text = style.read_text(encoding="utf-8")
+        style.write_text(rules.sub(kept, text), encoding="utf-8")
+
+
 def _lighten(app: Sphinx, error: Exception | None) -> None:
-    """Figures with 256 colours look the same and weigh a third."""
+    """Figures of few colours look the same and weigh a third; icons that no page shows go."""
     from PIL import Image
 
+    _subset_icons(Path(app.outdir))
     for path in sorted((Path(app.outdir) / "_images").glob("*.png")):
         with Image.open(path) as opened:
             picture = opened.copy()
@@ -489,7 +510,10 @@ def _lighten(app: Sphinx, error: Exception | None) -> None:
             picture = picture.convert("RGB")
         method = Image.Quantize.FASTOCTREE if picture.mode == "RGBA" else Image.Quantize.MEDIANCUT
         light = io.BytesIO()
-        picture.quantize(256, method, dither=Image.Dither.NONE).save(light, "PNG", optimize=True)
+        colours = 256 if path.stat().st_size < HEAVY else 32
+        picture.quantize(colours, method, dither=Image.Dither.NONE).save(
+            light, "PNG", optimize=True
+        )
         if light.tell() < path.stat().st_size:
             path.write_bytes(light.getvalue())
 

@@ -130,6 +130,11 @@ def test_code_cells_pass_ruff(name: str, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout
 
 
+def test_code_fits_its_box_on_the_page(name: str) -> None:
+    lines = [line for cell in code_cells(name) for line in cell.source.splitlines()]
+    assert [line for line in lines if len(line) > 100] == []
+
+
 def test_drawing_functions_are_found_from_any_folder(name: str) -> None:
     imported = {
         alias.name
