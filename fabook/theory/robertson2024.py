@@ -20,8 +20,10 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Generator, Tensor, nn
 
 from ..base import Rule
@@ -363,3 +365,35 @@ def above_chance(accuracy: float, n_classes: int) -> float:
         (0.5, 0.0)
     """
     return (accuracy - 1 / n_classes) / (1 - 1 / n_classes)
+
+
+def at_training_accuracy(train: ArrayLike, test: ArrayLike, level: float) -> float:
+    """Test accuracy at the moment when a run's training accuracy first reaches a level.
+
+    Linear between the looks of the run. With it two rules are compared at equal training accuracy,
+    which takes the speed of learning out of the comparison.
+
+    Args:
+        train, test: accuracies at the looks of one run, in their order.
+        level: training accuracy.
+
+    Returns:
+        NaN if the run never gets there.
+
+    Raises:
+        ValueError: for curves that differ in length.
+
+    Example:
+        >>> round(at_training_accuracy([0.1, 0.5, 0.9], [0.1, 0.4, 0.6], 0.7), 3)
+        0.5
+    """
+    reached, seen = np.maximum.accumulate(np.asarray(train, float)), np.asarray(test, float)
+    if reached.shape != seen.shape or reached.ndim != 1:
+        raise ValueError(f"curves must have one length; got {reached.shape} and {seen.shape}")
+    if level > reached[-1]:
+        return math.nan
+    first = int((reached >= level).argmax())
+    if first == 0:
+        return float(seen[0])
+    share = (level - reached[first - 1]) / (reached[first] - reached[first - 1])
+    return float(seen[first - 1] + share * (seen[first] - seen[first - 1]))

@@ -218,3 +218,76 @@ def noisy_fit(data: Any) -> Any:
     plots.legend(axes[0], fontsize=9)
     _letters(axes)
     return fig
+
+
+# --- many classes --------------------------------------------------------------------------------
+
+
+def _look(rule: str) -> dict[str, Any]:
+    """A rule's colour, marker and line; settings of the dial are FA, in lighter tones."""
+    if not rule.startswith("ρ"):
+        return plots.rule_style(rule)
+    light = rule == "ρ = 0.5"
+    marker, line = ("^", (0, (4, 1))) if light else ("v", (0, (2, 1)))
+    fa = plots.RULE_COLOURS["FA"]
+    return {"label": rule, "color": fa, "marker": marker, "linestyle": line, "alpha": 0.55}
+
+
+def many_classes(data: Any) -> Any:
+    """Accuracy against the number of classes, and against alignment with the most of them."""
+    table = data["CIFAR-100"] if "CIFAR-100" in data else data["mixture"]
+    fig, axes = plots.figure(1, 2, height=3.7)
+    test, classes = 100 * table.test.isel(budget=-1), table.K.values
+    above = test - 100 / table.K
+    kept = 100 * above / above.sel(rule="BP")
+    for place, rule in enumerate(table.rule.values):
+        runs, look = kept.sel(rule=rule).transpose("seed", "K").values, _look(str(rule))
+        mean, x = runs.mean(0), classes * 1.05 ** (place - 2)
+        plots.theory_line(axes[0], x, mean, **look | {"label": None, "linewidth": 1.2})
+        bar = np.stack([mean - runs.min(0), runs.max(0) - mean])
+        plots.points(axes[0], x, mean, error=bar, **look)
+        cosine = table.cosine.sel(rule=rule, K=int(table.many)).values
+        dots = look | {"linestyle": "none", "label": None}
+        last = test.sel(rule=rule, K=int(table.many)).values
+        axes[1].plot(cosine, last, mfc="white", ms=6, **dots)
+    axes[0].set(xscale="log", xlabel="classes", title="of BP's accuracy above chance (%)")
+    axes[0].set_xticks(classes, [str(int(k)) for k in classes])
+    axes[0].minorticks_off()
+    axes[1].set(xlabel="cosine with the gradient", title=f"{int(table.many)} classes: accuracy (%)")
+    _letters(axes)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, ncols=6, loc="outside upper center", frameon=False, fontsize=10)
+    return fig
+
+
+def budgets(data: Any) -> Any:
+    """For each data set: accuracy lost to BP at each budget, and test against training accuracy."""
+    tables = [data[task] for task in ("mixture", "CIFAR-100") if task in data]
+    fig, axes = plots.figure(len(tables), 2, height=3.1, squeeze=False)
+    for row, table, name in zip(axes, tables, ("mixture", "CIFAR-100")):
+        part = table.sel(K=int(table.many))
+        for place, rule in enumerate(r for r in table.rule.values if r != "BP"):
+            lost = 100 * (part.test.sel(rule="BP") - part.test.sel(rule=rule))
+            runs = lost.transpose("seed", "budget").values
+            low, high = plots.band_edges(runs, kind="95%")
+            look = _look(str(rule))
+            beside = table.budget.values * 1.06 ** (place - 2)
+            row[0].plot(beside, runs.mean(0), ls=look["linestyle"], color=look["color"], lw=1.1,
+                        alpha=look.get("alpha"))  # fmt: skip
+            plots.points(row[0], beside, runs.mean(0), error=(high - low) / 2, **look)
+        row[0].axhline(0, color="0.6", lw=0.8)
+        row[0].set(xscale="log", xlabel="epochs", title=f"{name}: lost to BP (points)")
+        row[0].set_xticks(table.budget.values, [f"{b:g}" for b in table.budget.values])
+        row[0].minorticks_off()
+        for rule in ("BP", "FA"):
+            for number in range(min(5, table.sizes["seed"])):
+                one = part.sel(rule=rule).isel(seed=number)
+                look = _look(rule) | {"markersize": 4, "markerfacecolor": "white", "lw": 1.1}
+                look |= {"label": rule if number == 0 else None}
+                row[1].plot(100 * one.train_curve, 100 * one.test_curve, **look)
+        row[1].set(xlabel="training accuracy (%)", title=f"{name}: test accuracy (%)")
+        plots.legend(row[1], loc="upper left", fontsize=9)
+    _letters(axes)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, ncols=5, loc="outside upper center", frameon=False, fontsize=10)
+    return fig

@@ -178,3 +178,15 @@ def test_shares_of_layers_are_the_dominance_share_for_one_output():
     assert list(dom.layer_shares(BP(net), x, labels).values()) == pytest.approx([1.0, 1.0])
     opposed = FA(net, feedback={"0": -net[2].weight.detach(), "2": -net[4].weight.detach()})
     assert dom.layer_shares(opposed, x, labels)["2"] == pytest.approx(-1.0)
+
+
+def test_accuracy_at_equal_training_accuracy():
+    train, test = [0.1, 0.6, 0.5, 0.8], [0.1, 0.4, 0.9, 0.6]
+    look = dom.at_training_accuracy
+    assert look(train, test, 0.6) == pytest.approx(0.4)  # at the first time
+    assert look(train, test, 0.35) == pytest.approx(0.25)
+    assert look(train, test, 0.7) == pytest.approx(0.75)  # after the fall, from its own look on
+    assert look(train, test, 0.05) == 0.1
+    assert math.isnan(look(train, test, 0.9))
+    with pytest.raises(ValueError, match="one length"):
+        look(train, test[:-1], 0.5)
