@@ -91,3 +91,108 @@ def nine(data: Any) -> Any:
     axes[1].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     plots.letters(axes)
     return fig
+
+
+# --- your own network ----------------------------------------------------------------------------
+
+TITLES = {
+    "resnet": "ResNet, images",
+    "mlp": "MLP, images",
+    "sorting": "Transformer, sorting",
+    "recall": "Transformer, recall",
+}
+SHORT = {
+    "self_attn.in_proj_weight": "attention in",
+    "self_attn.out_proj": "attention out",
+    "linear1": "up",
+    "linear2": "down",
+    "embed": "tokens",
+    "place": "places",
+    "down.0": "shortcut",
+}
+
+
+def learning(data: Any) -> Any:
+    """Test accuracy during training, a panel for each network and task, a curve for each rule."""
+    fig, axes = plots.figure(2, 2, height=2.7)
+    for ax, (name, title) in zip(axes.flat, TITLES.items()):
+        if name not in data:  # recall, in the quick preset
+            ax.set_axis_off()
+            continue
+        table = data[name]
+        for rule in table["rule"].values:
+            runs = table["accuracy"].sel(rule=rule).values
+            plots.band(ax, table["step"].values, 100 * runs, rule=str(rule), kind="95%")
+        ax.set(title=title, xlabel="updates", ylim=(0, 102))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test accuracy (%)")
+    plots.letters(axes)
+    _legend(fig, axes[0, 0])
+    return fig
+
+
+def layers(data: Any) -> Any:
+    """Alignment of every weight matrix on three networks, and the time of a step."""
+    fig, axes = plots.figure(2, 2, height=3.5)
+    for ax, name in zip(axes.flat, ("resnet", "sorting", "recall")):
+        if name in data:
+            _rows(ax, data[f"{name}_layers"])
+            ax.set_title(TITLES[name])
+        else:
+            ax.set_axis_off()
+    _times(axes[1, 1], data["time"])
+    plots.letters(axes)
+    _legend(fig, axes[0, 0])
+    return fig
+
+
+def _rows(ax: Any, table: Any) -> None:
+    """A row for each matrix, from the input at the bottom; mean and 95 % interval."""
+    rows = np.arange(table.sizes["layer"])
+    for shift, rule in zip((-0.2, 0.0, 0.2), table["rule"].values):
+        runs = table["cosine"].sel(rule=rule).values
+        low, high = plots.band_edges(runs, kind="95%")
+        look = plots.rule_style(str(rule)) | {"linestyle": "none"}
+        ax.errorbar(
+            runs.mean(0), rows + shift, xerr=(high - low) / 2, **look, markersize=5, elinewidth=1.2
+        )
+    ax.axvline(0, color="0.5", lw=1)
+    ax.set_yticks(rows, [_short(str(layer)) for layer in table["layer"].values], fontsize=9)
+    ax.set(xlabel="cosine with the gradient", xlim=(-0.45, 1.05))
+
+
+def _short(layer: str) -> str:
+    """`blocks.0.conv1` as `1 conv1`, and PyTorch's names of attention in words."""
+    block, _, rest = layer.removeprefix("blocks.").partition(".")
+    if layer.startswith("blocks."):
+        return f"{int(block) + 1} {SHORT.get(rest, rest)}"
+    return SHORT.get(layer, layer.removesuffix(".0"))
+
+
+def _times(ax: Any, table: Any) -> None:
+    """Time of a step by rule and network, over that of backpropagation."""
+    tasks = [str(task) for task in table["task"].values]
+    shares = table["seconds"] / table["seconds"].sel(rule="BP")
+    rules = [str(rule) for rule in table["rule"].values if rule != "BP"]
+    thick = 0.8 / len(rules)
+    for place, rule in enumerate(rules):
+        rows = np.arange(len(tasks)) + thick * (place - (len(rules) - 1) / 2)
+        colour = plots.rule_style(rule)["color"]
+        ax.barh(rows, shares.sel(rule=rule).values, height=0.9 * thick, color=colour)
+    ax.axvline(1, color="0.3", lw=1, ls=":")
+    ax.set_yticks(range(len(tasks)), [TITLES[t].replace(", ", "\n") for t in tasks], fontsize=9)
+    ax.invert_yaxis()
+    ax.set(xlabel="time of a step / that of BP", title="cost")
+
+
+def _legend(fig: Any, ax: Any) -> None:
+    """One legend for all panels, with the rules of the whole figure."""
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    fig.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside upper center",
+        ncols=5,
+        frameon=False,
+        fontsize=10,
+    )
