@@ -106,7 +106,10 @@ def test_figures_have_captions_and_alternative_text(name: str) -> None:
 
 def test_no_notebook_defines_a_model_or_a_training_loop(name: str) -> None:
     nodes = [node for tree in trees(name) for node in ast.walk(tree)]
-    assert not [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    # A solution may hold a network of the reader's own.
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    text = re.sub(r"```\{solution-start\}.*?```\{solution-end\}", "", text, flags=re.S)
+    assert re.findall(r"^\s*class \w+", text, flags=re.M) == []
     loops = [node for node in nodes if isinstance(node, (ast.For, ast.While))]
     called = {
         inner.func.attr
