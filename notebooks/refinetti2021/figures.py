@@ -767,3 +767,102 @@ def relu_recovery(data: Any) -> Any:
         draw_signs(wide, data)
     plots.letters([axes[0, 0], axes[0, 1], wide])
     return fig
+
+
+PARTS = {"R": ("o", plots.SHADES[0]), "Q": ("s", plots.SHADES[2]), "v": ("^", plots.SHADES[4])}
+
+
+def finite_size(data: Any) -> Any:
+    """Fluctuations, escape times and their law, and ReLU success, at finite numbers of inputs."""
+    fig, ((spread, mean), (law, relu)) = plots.figure(2, 2, height=2.7)
+    noise = data["fluctuations"]
+    n = noise["n_inputs"].values
+    for part, (marker, colour) in PARTS.items():
+        one = noise.sel(part=part)
+        look = {"color": colour, "marker": marker, "label": f"${part}$"}
+        values, bars = (one[k].values * np.sqrt(n) for k in ("rms", "error"))
+        plots.points(spread, n, values, error=1.96 * bars, **look)
+        plots.theory_line(spread, n[[0, -1]], [float(one["predicted"])] * 2, color=colour, label="")
+    top = float((noise["rms"] * np.sqrt(noise["n_inputs"])).max())
+    spread.set(xscale="log", ylim=(0, 1.45 * top), xlabel="inputs $N$")
+    spread.set_title(r"$\sqrt{N}$ × deviation from theory")
+    plots.legend(spread, loc="upper right", ncols=3, fontsize=9.5, columnspacing=1)
+    draw_escapes(mean, data["escapes"], data["control"])
+    draw_escape_law(law, data["escapes"])
+    draw_success(relu, data["relu"])
+    plots.letters([spread, mean, law, relu])
+    return fig
+
+
+def draw_escapes(ax: Any, escapes: Any, control: Any) -> None:
+    """Mean escape times of both rules and of displaced runs against N."""
+    n = escapes["n_inputs"].values
+    fine = np.geomspace(n[0], n[-1], 50)
+    for rule in escapes["rule"].values:
+        one = escapes.sel(rule=rule)
+        line = np.interp(np.log(fine), np.log(n), one["mean"].values)
+        draw_means(ax, n, one["time"].values, rule=rule)
+        plots.theory_line(ax, fine, line, rule=rule, label=None, linestyle="-")
+    look = {"color": plots.RULE_COLOURS["DFA"], "marker": "^", "label": "DFA, displaced"}
+    draw_means(ax, control["n_inputs"].values, control["time"].values, **look)
+    ax.set(xscale="log", xlabel="inputs $N$", title="mean time of escape")
+    ax.set_ylim(0, 1.5 * float(escapes["mean"].max()))
+    plots.legend(ax, loc="upper left", fontsize=9.5)
+
+
+def draw_means(ax: Any, n: Any, times: Any, **look: Any) -> None:
+    """Means over runs (N, run) with their 95 % intervals."""
+    low, high = plots.band_edges(times.T, kind="95%")
+    plots.points(ax, n, times.mean(1), error=(high - low) / 2, **look)
+
+
+def draw_escape_law(ax: Any, escapes: Any) -> None:
+    """Shares of runs that have escaped, in units of the prediction, and the predicted law."""
+    from scipy.special import erfc, ndtr
+
+    late = (escapes["time"] - escapes["mean"]) / escapes["spread"]
+    numbers = escapes["n_inputs"].values
+    numbers = numbers[numbers >= int(escapes["judged_from"])]
+    for n, colour in zip(numbers, [*plots.SHADES, *plots.SHADES]):
+        values = np.sort(late.sel(n_inputs=n).values.ravel())
+        share = (np.arange(len(values)) + 0.5) / len(values)
+        ax.plot(values, share, color=colour, lw=1.6, label=f"$N$ = {n:,}")
+    x = np.linspace(-2.5, 4, 200)
+    half = np.exp(-(np.euler_gamma + np.log(2)) / 2 - x * np.pi / np.sqrt(8))
+    plots.theory_line(ax, x, erfc(half / np.sqrt(2)), label="law", linewidth=1.4, linestyle="--")
+    ax.plot(x, ndtr(x), color="0.45", lw=1.2, ls=":", label="normal")
+    ax.set(xlabel="(time − mean) / width, predicted", title="share of runs that escaped")
+    ax.set(xlim=(-2.5, 4), ylim=(0, 1.02))
+    plots.legend(ax, loc="lower right", fontsize=9, labelspacing=0.2)
+
+
+def draw_success(ax: Any, relu: Any) -> None:
+    """Success of ReLU students at every N and width, and the binomial law."""
+    every = np.arange(2, int(relu["K"].max()) + 1)
+    law = [online.learning_probability(2, int(K)) for K in every]
+    plots.theory_line(ax, every, law, label="law")
+    for i, n in enumerate(relu["n_inputs"].values):
+        one = relu.sel(n_inputs=n)
+        value, ends = one["success"].values, one["interval"].values.T
+        at = one["K"].values + 0.08 * (2 * i - len(relu["n_inputs"]) + 1)
+        look = {"color": plots.SHADES[2 * i], "marker": "os^"[i], "label": f"$N$ = {n}"}
+        plots.points(ax, at, value, error=np.abs(ends - value), **look)
+    ax.set(xlabel="hidden units $K$", title="ReLU: success under DFA", ylim=(0, 1.05))
+    ax.set_xticks(every)
+    plots.legend(ax, loc="lower right", fontsize=9.5)
+
+
+def escape_paths(data: Any) -> Any:
+    """Error of runs that begin on the plateau, at two numbers of inputs, and when they escape."""
+    paths = data["paths"]
+    fig, axes = plots.figure(1, 2, height=2.8, sharey=True)
+    for ax, n in zip(axes, paths["n_inputs"].values):
+        one = paths.sel(n_inputs=n)
+        ax.axvspan(float(one["early"]), float(one["late"]), color=ALIGN, alpha=0.25, lw=0)
+        ax.axvline(float(one["mean"]), color="black", lw=1.4)
+        ax.plot(paths["t"], one["error"].values.T, color=plots.SHADES[2], lw=0.9, alpha=0.7)
+        ax.axhline(float(paths["level"]), color="0.25", lw=1.2, ls=":")
+        ax.set(yscale="log", xlabel="time $t$ = steps / $N$", title=f"error, $N$ = {n:,}")
+        ax.set_ylim(1e-4, 0.06)
+    plots.letters(axes)
+    return fig
