@@ -59,11 +59,11 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(call stage,doctests,$(call pytest,doctests) --doctest-modules fabook book/bookkit)
-	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/bookkit/test_notebooks.py --ignore=tests/bookkit/test_site.py --ignore=tests/test_explorables.py)
+	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/bookkit/test_notebooks.py --ignore=tests/bookkit/test_site.py --ignore=tests/bookkit/test_pdf.py --ignore=tests/test_explorables.py)
 
 # Without what starts kernels, builds the site or grades homeworks.
 SLOW = bookkit/test_execute bookkit/test_sweep bookkit/test_standard_tools bookkit/test_build bookkit/test_new \
-	bookkit/test_notebooks bookkit/test_site test_explorables
+	bookkit/test_notebooks bookkit/test_pdf bookkit/test_site test_explorables
 
 check: lint types fast ## The inner loop: lint, types and the fast tests, two minutes
 
@@ -91,7 +91,7 @@ claims: quick
 
 site: quick browser
 	$(call stage,site,$(BIN)/fabook build)
-	$(call stage,site in a browser,$(call pytest,site) tests/bookkit/test_site.py tests/test_explorables.py)
+	$(call stage,site in a browser,$(call pytest,site) tests/bookkit/test_site.py tests/bookkit/test_pdf.py tests/test_explorables.py)
 
 browser:
 	@if { command -v chromium || command -v google-chrome; } >/dev/null \

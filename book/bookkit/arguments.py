@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--lenient", action="store_true", help="let warnings pass")
     _export_parser(add)
     _lab_parser(add)
+    text = "Print the built site into one PDF; needs Chromium."
+    pdf = add("pdf", text, "pdf", "pdf --to book.pdf", options="out")
+    pdf.add_argument("--to", type=Path, metavar="FILE", help="the PDF (OUT/fabook.pdf)")
     text = "Begin a notebook from a template: source, figure, claim, place in the contents."
     add("new", text, "new paper2025/a_result").add_argument("name", metavar="PAPER/RESULT")
     _data_parsers(add)

@@ -233,6 +233,20 @@ def _lab(arguments: argparse.Namespace) -> int:
     return lab.run(words)
 
 
+def _pdf(arguments: argparse.Namespace) -> int:
+    from bookkit import build, pdf
+
+    root, out = _places(arguments)
+    target = (arguments.to or out / "fabook.pdf").resolve()
+    try:
+        pages = pdf.make(root, out / "html", target)
+    except build.BookError as error:
+        print(f"fabook: {error}", file=sys.stderr)
+        return 1
+    print(f"{target}: {pages} pages")
+    return 0
+
+
 def _data(arguments: argparse.Namespace) -> int:
     from fabook import data
 

@@ -17,6 +17,7 @@ PURPOSES = {
     "book": "run all notebooks, build the site",
     "test": "run the tests",
     "lab": "open the sources in JupyterLab",
+    "pdf": "print the site as one PDF",
     "cluster": "send runs to a Dask cluster",
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
