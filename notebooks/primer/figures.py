@@ -126,7 +126,7 @@ def learning(data: Any) -> Any:
         ax.set(title=title, xlabel="updates", ylim=(0, 102))
     for ax in axes[:, 0]:
         ax.set_ylabel("test accuracy (%)")
-    plots.letters(axes)
+    plots.letters([ax for ax in axes.flat if ax.axison])
     _legend(fig, axes[0, 0])
     return fig
 
@@ -141,7 +141,7 @@ def layers(data: Any) -> Any:
         else:
             ax.set_axis_off()
     _times(axes[1, 1], data["time"])
-    plots.letters(axes)
+    plots.letters([ax for ax in axes.flat if ax.axison])
     _legend(fig, axes[0, 0])
     return fig
 
