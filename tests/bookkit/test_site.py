@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 from bookkit import build, claims, sphinx, web
 
@@ -223,7 +224,6 @@ def test_figures_lead_to_their_numbers_and_pages_to_their_bibtex(html: Path) -> 
 
 
 def test_folded_parts_open_on_a_click(browser: Any, address: str, visits: list[Visit]) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
 
     wait = WebDriverWait(browser, 5, poll_frequency=0.05)
     resize(browser, 1440)
@@ -366,8 +366,14 @@ def test_the_scorecard_sorts_and_filters_and_is_complete_without_javascript(
     assert 0 < len(found) < n_claims
     heading = browser.find_elements("css selector", "table.scorecard-all thead th")[0]
     heading.find_element("css selector", ".dt-column-order, [role=button]").click()
-    order = [row.text for row in browser.find_elements("css selector", rows)]
-    assert order == sorted(order, key=str.lower)
+
+    def is_sorted(browser: Any) -> bool:
+        # One reading in the page: rows move while they sort, after the click.
+        texts = f"return [...document.querySelectorAll('{rows}')].map(row => row.innerText)"
+        order = browser.execute_script(texts)
+        return len(order) == len(found) and order == sorted(order, key=str.lower)
+
+    WebDriverWait(browser, 10).until(is_sorted)
 
 
 def test_old_addresses_lead_to_the_page(browser: Any, address: str) -> None:
