@@ -252,6 +252,24 @@ def legend(ax: Axes, **options: Any) -> Any:
     return ax.legend(list(handles.values()), list(handles), **look)
 
 
+def legend_above(axes: Any, *, ncols: int, **options: Any) -> Any:
+    """Put one legend above all panels of a figure; it names every label of these panels once.
+
+    Args:
+        axes: panels whose labels are named, one or an array.
+        ncols: entries in a row.
+        options: further options of ``Figure.legend``.
+    """
+    panels = np.ravel(np.asarray(axes))
+    handles = {
+        text: handle
+        for ax in panels
+        for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    look = {"loc": "outside upper center", "fontsize": _TEXT - 1, "frameon": False} | options
+    return panels[0].figure.legend([*handles.values()], [*handles], ncols=ncols, **look)
+
+
 def letters(axes: Any) -> None:
     """Write (a), (b), ... before the titles of panels, on their left.
 

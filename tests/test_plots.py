@@ -161,6 +161,16 @@ def test_paper_value_is_a_star_or_a_level() -> None:
     assert names == ["paper"]
 
 
+def test_legend_above_names_every_label_of_all_panels_once():
+    fig, axes = plots.figure(1, 2)
+    for ax, names in zip(axes, (("FA", "DFA"), ("DFA", "BP"))):
+        for name in names:
+            ax.plot([0, 1], [0, 1], label=name)
+    legend = plots.legend_above(axes, ncols=3)
+    assert [text.get_text() for text in legend.get_texts()] == ["FA", "DFA", "BP"]
+    assert fig.legends == [legend]
+
+
 def test_options_reach_matplotlib() -> None:
     _, ax = plots.figure()
     assert plots.theory_line(ax, [0], [0], label="ODE", linestyle="--").get_linestyle() == "--"

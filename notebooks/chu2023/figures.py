@@ -17,13 +17,6 @@ WALKERS: dict[str, dict[str, Any]] = {
 NAMES = {"BP": "BP", "FA": "FA, fixed feedback", "FA, redrawn": "FA, feedback redrawn"}
 
 
-def _letters(axes: Any) -> None:
-    for letter, ax in zip("abcd", np.ravel(axes)):
-        title = ax.get_title()
-        ax.set_title("")
-        ax.set_title(f"({letter}) {title}", loc="left", fontsize=10.5)
-
-
 def random_walk(data: Any) -> Any:
     """Persistence at both batch sizes, alignment, and test accuracy."""
     walks = data["walks"]
@@ -63,7 +56,7 @@ def random_walk(data: Any) -> Any:
         ylim=(-0.2, 1),
     )
     _accuracies(axes[1, 1], walks)
-    _letters(axes)
+    plots.letters(axes)
     handles, _ = axes[0, 0].get_legend_handles_labels()
     fig.legend(
         handles=[h for h in handles if h.get_label() in NAMES.values()],
@@ -170,16 +163,8 @@ def performance(data: Any) -> Any:
         ylim=(-0.85, 1.1),
         title="who did the work",
     )
-    _letters((left, right))
-    handles = dict(zip(*reversed(left.get_legend_handles_labels())))
-    fig.legend(
-        list(handles.values()),
-        list(handles),
-        ncols=2,
-        loc="outside upper center",
-        frameon=False,
-        fontsize=9.5,
-    )
+    plots.letters((left, right))
+    plots.legend_above(left, ncols=2, fontsize=9.5)
     return fig
 
 
@@ -192,7 +177,7 @@ def threshold(data: Any) -> Any:
     _spectra(axes[0], data["spectra"])
     _dial(axes[1, 0], data["dial"], data["ends"])
     _width(axes[1, 1], data["width"], int(data["dial"]["images"]))
-    _letters(axes)
+    plots.letters(axes)
     return fig
 
 
@@ -280,18 +265,6 @@ def _seeds(ax: Any, at: np.ndarray, runs: np.ndarray, label: str | None, **look:
     ax.plot(at, runs.mean(0), label=label, **({"lw": 2.0, "zorder": 4} | look))
 
 
-def _above(fig: Any, ax: Any, columns: int) -> None:
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    fig.legend(
-        list(handles.values()),
-        list(handles),
-        ncols=columns,
-        loc="outside upper center",
-        frameon=False,
-        fontsize=10,
-    )
-
-
 def switching(data: Any) -> Any:
     """Loss after a switch, its changes against the alignment, accuracy, the climb by width."""
     fig, ((loss, sign), (accuracy, width)) = plots.figure(2, 2, height=2.75)
@@ -313,8 +286,8 @@ def switching(data: Any) -> Any:
         ax.set_xlabel("epochs after the switch")
     _signs(sign, table)
     _climbs(width, data["widths"])
-    _letters((loss, sign, accuracy, width))
-    _above(fig, loss, 3)
+    plots.letters((loss, sign, accuracy, width))
+    plots.legend_above(loss, ncols=3)
     return fig
 
 
@@ -389,8 +362,8 @@ def alignments(data: Any) -> Any:
         ax.axhline(0, color="0.4", lw=0.9)
         ax.set(xlabel="epochs after the switch", title=title)
     axes[0].set_ylabel("cosine with the gradient")
-    _letters(axes)
-    _above(fig, axes[0], 2)
+    plots.letters(axes)
+    plots.legend_above(axes[0], ncols=2)
     return fig
 
 
@@ -408,7 +381,7 @@ def flow(data: Any) -> Any:
         plane = fig.add_subplot(grid[:, 0])
     _plane(plane, data["ends"])
     _exponents(axes[:, 1], data["chain"])
-    _letters((plane, *axes[:, 1]))
+    plots.letters((plane, *axes[:, 1]))
     return fig
 
 
@@ -561,7 +534,7 @@ def escape(data: Any) -> Any:
         title="eigenvalues of $M$",
     )
     plots.legend(spectra, loc="upper left", fontsize=9, handletextpad=0.1, borderpad=0.1)
-    _letters((loss, cosine, spectra))
+    plots.letters((loss, cosine, spectra))
     return fig
 
 
@@ -608,5 +581,5 @@ def limits(data: Any) -> Any:
         title="bottleneck",
     )
     plots.legend(norms, loc="upper left", fontsize=9, labelspacing=0.15, borderpad=0.1)
-    _letters((wide, norms))
+    plots.letters((wide, norms))
     return fig

@@ -127,7 +127,7 @@ def learning(data: Any) -> Any:
     for ax in axes[:, 0]:
         ax.set_ylabel("test accuracy (%)")
     plots.letters([ax for ax in axes.flat if ax.axison])
-    _legend(fig, axes[0, 0])
+    plots.legend_above(axes[0, 0], ncols=5)
     return fig
 
 
@@ -142,7 +142,7 @@ def layers(data: Any) -> Any:
             ax.set_axis_off()
     _times(axes[1, 1], data["time"])
     plots.letters([ax for ax in axes.flat if ax.axison])
-    _legend(fig, axes[0, 0])
+    plots.legend_above(axes[0, 0], ncols=5)
     return fig
 
 
@@ -183,16 +183,3 @@ def _times(ax: Any, table: Any) -> None:
     ax.set_yticks(range(len(tasks)), [TITLES[t].replace(", ", "\n") for t in tasks], fontsize=9)
     ax.invert_yaxis()
     ax.set(xlabel="time of a step / that of BP", title="cost")
-
-
-def _legend(fig: Any, ax: Any) -> None:
-    """One legend for all panels, with the rules of the whole figure."""
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    fig.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside upper center",
-        ncols=5,
-        frameon=False,
-        fontsize=10,
-    )

@@ -16,12 +16,6 @@ STARTS = {
 }
 
 
-def _letters(axes: Any) -> None:
-    for letter, ax in zip("abcd", np.ravel(axes)):
-        ax.set_title(f"({letter}) {ax.get_title()}", loc="left", fontsize=10.5)
-        ax.set_title("")
-
-
 # --- dominance -----------------------------------------------------------------------------------
 
 
@@ -40,9 +34,8 @@ def dominance(data: Any) -> Any:
     _guarantee(axes[1, 1], data, "squared")
     for ax in axes[1]:
         ax.set_xlabel("time $t$")
-    _letters(axes)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, ncols=2, loc="outside upper center", frameon=False, fontsize=10)
+    plots.letters(axes)
+    plots.legend_above(axes[0, 0], ncols=2)
     return fig
 
 
@@ -112,7 +105,7 @@ def logistic(data: Any) -> Any:
     _guarantee(axes[1], data, "logistic")
     for ax in axes:
         ax.set_xlabel("time $t$")
-    _letters(axes)
+    plots.letters(axes)
     return fig
 
 
@@ -135,7 +128,7 @@ def laws(data: Any) -> Any:
     plots.legend(axes[0, 1], fontsize=9, loc="center right", bbox_to_anchor=(1, 0.72))
     _decay(axes[1, 0], data["decay"])
     _slopes(axes[1, 1], data["laws"])
-    _letters(axes)
+    plots.letters(axes)
     return fig
 
 
@@ -216,7 +209,7 @@ def noisy_fit(data: Any) -> Any:
         ax.set(xscale="log", xlabel="epoch", title=title)
     axes[0].set_ylabel("accuracy (%)")
     plots.legend(axes[0], fontsize=9)
-    _letters(axes)
+    plots.letters(axes)
     return fig
 
 
@@ -243,9 +236,9 @@ def many_classes(data: Any) -> Any:
     for place, rule in enumerate(table.rule.values):
         runs, look = kept.sel(rule=rule).transpose("seed", "K").values, _look(str(rule))
         mean, x = runs.mean(0), classes * 1.05 ** (place - 2)
+        low, high = plots.band_edges(runs, kind="95%")
         plots.theory_line(axes[0], x, mean, **look | {"label": None, "linewidth": 1.2})
-        bar = np.stack([mean - runs.min(0), runs.max(0) - mean])
-        plots.points(axes[0], x, mean, error=bar, **look)
+        plots.points(axes[0], x, mean, error=(high - low) / 2, **look)
         cosine = table.cosine.sel(rule=rule, K=int(table.many)).values
         dots = look | {"linestyle": "none", "label": None}
         last = test.sel(rule=rule, K=int(table.many)).values
@@ -254,9 +247,8 @@ def many_classes(data: Any) -> Any:
     axes[0].set_xticks(classes, [str(int(k)) for k in classes])
     axes[0].minorticks_off()
     axes[1].set(xlabel="cosine with the gradient", title=f"{int(table.many)} classes: accuracy (%)")
-    _letters(axes)
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, ncols=6, loc="outside upper center", frameon=False, fontsize=10)
+    plots.letters(axes)
+    plots.legend_above(axes[0], ncols=6)
     return fig
 
 
@@ -287,7 +279,6 @@ def budgets(data: Any) -> Any:
                 row[1].plot(100 * one.train_curve, 100 * one.test_curve, **look)
         row[1].set(xlabel="training accuracy (%)", title=f"{name}: test accuracy (%)")
         plots.legend(row[1], loc="upper left", fontsize=9)
-    _letters(axes)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, ncols=5, loc="outside upper center", frameon=False, fontsize=10)
+    plots.letters(axes)
+    plots.legend_above(axes[0, 0], ncols=5)
     return fig
