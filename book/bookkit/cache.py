@@ -173,11 +173,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: _version(name) for name in NAMED}
 
 
+def _code(path: Path) -> str:
+    cells = [cell.source for cell in parameters.read(path).cells if cell.cell_type == "code"]
+    return "\n".join(map(parameters.python, cells))
+
+
+def sources(path: Path, root: Path | None = None) -> dict[str, str]:
+    """Digests of the code of a notebook and of the modules that it uses, without docstrings."""
+    code = _code(path)
+    found = {str(path): Module(code).digest} | modules(code, path.parent, root)[0]
+    return {f"{Path(p).parent.name}/{Path(p).name}": d[:16] for p, d in sorted(found.items())}
+
+
 def source_hash(path: Path, root: Path | None = None) -> str:
     """SHA-256 over a notebook's source, the modules that it uses, and versions of all others."""
-    cells = [cell.source for cell in parameters.read(path).cells if cell.cell_type == "code"]
     try:
-        found, others = modules("\n".join(map(parameters.python, cells)), path.parent, root)
+        found, others = modules(_code(path), path.parent, root)
     except SyntaxError:  # the run will say where
         found, others = {}, set()
     found = {f"{Path(p).parent.name}/{Path(p).name} {d}": "" for p, d in found.items()}

@@ -248,6 +248,7 @@ def _execute(job: Job, work: Path, folder: Path) -> Outcome:
         "minutes": round((time.monotonic() - started) / 60, 4),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source_hash": cache.source_hash(job.source, Path(job.root)),
+        "sources": cache.sources(job.source, Path(job.root)),
         "key": key,
     }
     _publish(job, executed, results, work)

@@ -36,7 +36,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx_design.shared import create_component
 
-from bookkit import citing, claims, images, notebooks, tables
+from bookkit import cache, citing, claims, images, notebooks, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held")
@@ -226,6 +226,14 @@ class Book:
         names = self.pages(what)
         found = [claim for claim in self.claims.values() if claim.notebook in names]
         return sorted(found, key=lambda claim: names.index(claim.notebook))
+
+    def changed(self, name: str, preset: str) -> list[str] | None:
+        """Files whose code is not what it was at a run; None if the run did not keep them."""
+        then = (self.runs[name][preset] or {}).get("sources")
+        if then is None:
+            return None
+        now = cache.sources(self.root / "notebooks" / f"{name}.md", self.root)
+        return sorted(file for file in then.keys() | now.keys() if then.get(file) != now.get(file))
 
     def works(self, what: str) -> list[str]:
         """BibTeX of the paper that a page is about, else of the works that the page cites."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import fabook
-from bookkit import build, claims, sphinx, web
+from bookkit import build, cache, claims, sphinx, web
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = [
@@ -256,6 +256,16 @@ def test_how_made_tells_what_makes_the_page_again(book: sphinx.Book) -> None:
         "/../_build/results/quick/toy/one.json",
     ):
         assert shown in text
+
+
+def test_how_made_says_whether_the_code_is_what_it_was(toy: Path, book: sphinx.Book) -> None:
+    assert "compare the hashes" in made(book, "how-made")
+    run = book.runs["toy/one"]["quick"]
+    assert run is not None
+    run["sources"] = cache.sources(toy / "notebooks" / "toy" / "one.md", toy)
+    assert "  - unchanged" in made(book, "how-made")
+    run["sources"] |= {"toy/figures.py": "0" * 16}
+    assert "changed in `toy/figures.py`" in made(book, "how-made")
 
 
 def test_chips_and_cards_tell_where_a_page_stands(book: sphinx.Book) -> None:

@@ -225,6 +225,8 @@ def test_run_writes_results_and_then_has_nothing_to_do(
     assert set(results["versions"]) == {"python", "torch", "numpy", "scipy", "fabook"}
     assert 0 < results["minutes"] < 1
     assert len(results["source_hash"]) == 64
+    assert results["sources"] == cache.sources(repository.source("toy/recorded"), repository.root)
+    assert "toy/recorded.md" in results["sources"]
     names = results["data"]["environment"]["coords"]["names"]["values"]
     assert names == ["0", "1", sys.executable, "toy"]
     assert results["claims"][0]["verdict"] == "reproduced"
@@ -631,11 +633,15 @@ def test_modules_that_are_used_count_as_code(
     repository.edit(notebook, "import json, os, sys, time\n", use)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setattr(cache, "_top", cache._top.__wrapped__)  # packages are not found once
-    before = cache.source_hash(notebook)
+    before, kept = cache.source_hash(notebook), cache.sources(notebook)
     assert cache.source_hash(notebook) == before
     repository.edit(files[module], *change)
     os.utime(files[module], ns=(1, 1))
     assert (cache.source_hash(notebook) != before) is counts
+    changed = {
+        k for k in kept | cache.sources(notebook) if kept.get(k) != cache.sources(notebook).get(k)
+    }
+    assert len(changed) == counts
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
