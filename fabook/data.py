@@ -3,14 +3,15 @@
 A file is looked for in the directory that ``FABOOK_DATA`` names, then in pooch's cache, and then
 downloaded from its mirrors in turn. The directory has this layout, which :func:`prepare` writes::
 
-    mnist/*.gz  fashion-mnist/*.gz                       the four IDX files of each
+    mnist/*  fashion-mnist/*                             the four IDX files of each
     cifar-10-binary.tar.gz  cifar-100-binary.tar.gz      the binary archives, or, in their place,
     cifar10-subset.npz  cifar100-subset.npz              prepared parts of the two sets
     SHA256SUMS                                           written by prepare, optional
 
-Every file with a known SHA-256 is checked before it is read; a prepared part is checked against
-``SHA256SUMS`` where that lists it, and its checksum always goes into the provenance. Archives are
-read in place, and no pickle is ever loaded.
+Every file is checked before it is read. Of an IDX file the content counts: it may be compressed
+anew or not at all, have a dotted name (``train-images.idx3-ubyte``), or lie where torchvision puts
+it (``MNIST/raw``). A prepared part is checked against ``SHA256SUMS`` where that lists it, and its
+checksum always goes into the provenance. Archives are read in place, and no pickle is ever loaded.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import os
 import shutil
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -46,12 +48,26 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of an image set: its place in the layout, its checksum, and where to get it."""
+    """A file of an image set: its place in the layout, its checksum, and where to get it.
+
+    ``content`` is the SHA-256 of what it holds when it is unpacked; empty if that is not known.
+    """
 
     path: str
     sha256: str
     n_bytes: int
     urls: tuple[str, ...]
+    content: str = ""
+
+    @property
+    def places(self) -> list[str]:
+        """Where it may lie below a directory: as in the layout, or as other tools put it."""
+        if not self.content:
+            return [self.path]
+        folder, _, name = self.path.removesuffix(".gz").rpartition("/")
+        names = dict.fromkeys((name, name.replace("-idx", ".idx")))
+        folders = (folder, *TORCHVISION.get(folder, ()))
+        return [f"{f}/{n}{end}" for f in folders for n in names for end in (".gz", "")]
 
 
 @dataclass(frozen=True)
@@ -104,9 +120,15 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
 
+def _unpacked(path: Path) -> bytes:
+    """Return what a file holds, compressed by gzip or not."""
+    raw = path.read_bytes()
+    return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+
+
 def _idx(path: Path) -> np.ndarray:
     with _reading(path):
-        raw = gzip.decompress(path.read_bytes())
+        raw = _unpacked(path)
         zero, kind, ndim = struct.unpack(">HBB", raw[:4])
         if zero != 0 or kind != 8 or ndim not in (1, 3):
             raise ValueError(f"not an IDX file of bytes, it begins with {raw[:4].hex()}")
@@ -166,12 +188,11 @@ def _read_digits(paths: Sequence[Path]) -> Arrays:
 
 
 def _idx_corpus(title: str, folder: str, sums: str, mirrors: Sequence[str]) -> Corpus:
-    """Take one line a file: part of the name, SHA-256, bytes."""
-    files = []
-    for line in sums.split("\n"):
-        part, sha256, n_bytes = line.split()
+    """Take two lines a file: part of the name, SHA-256, bytes; then the SHA-256 unpacked."""
+    files, words = [], sums.split()
+    for part, sha256, n_bytes, content in zip(*(words[i::4] for i in range(4)), strict=True):
         urls = tuple(f"{mirror}{part}-ubyte.gz" for mirror in mirrors)
-        files.append(Remote(f"{folder}/{part}-ubyte.gz", sha256, int(n_bytes), urls))
+        files.append(Remote(f"{folder}/{part}-ubyte.gz", sha256, int(n_bytes), urls, content))
     return Corpus(title, 10, (60_000, 10_000), _read_idx, tuple(files))
 
 
@@ -192,14 +213,22 @@ def _cifar_corpus(
 
 MNIST = """\
 train-images-idx3 440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609 9912422
+    ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
 train-labels-idx1 3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c 28881
+    65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5
 t10k-images-idx3 8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6 1648877
-t10k-labels-idx1 f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6 4542"""
+    0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7
+t10k-labels-idx1 f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6 4542
+    ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"""
 FASHION = """\
 train-images-idx3 3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84 26421880
+    c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888
 train-labels-idx1 a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845 29515
+    bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9
 t10k-images-idx3 346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073 4422102
-t10k-labels-idx1 67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5 5148"""
+    5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b
+t10k-labels-idx1 67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5 5148
+    0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"""
 CIFAR10 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR100 = "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
 MNIST_MIRRORS = (
@@ -210,6 +239,7 @@ FASHION_MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
 )
+TORCHVISION = {"mnist": ("MNIST/raw",), "fashion-mnist": ("FashionMNIST/raw",)}
 BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)]
 
 REGISTRY: dict[str, Corpus] = {
@@ -258,8 +288,32 @@ def sha256(path: Path) -> str:
     return _sha256(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
 
 
-def _sound(path: Path, expected: str) -> bool:
-    return path.is_file() and sha256(path) == expected
+@lru_cache(maxsize=256)
+def _content(path: str, size: int, mtime_ns: int) -> str:
+    try:
+        return hashlib.sha256(_unpacked(Path(path))).hexdigest()
+    except (OSError, EOFError, zlib.error):  # cut short, or no longer gzip
+        return ""
+
+
+def _right(path: Path, remote: Remote) -> bool:
+    """Whether a file is the known one, or holds the same."""
+    stat = path.stat()
+    return sha256(path) == remote.sha256 or (
+        bool(remote.content)
+        and _content(str(path.absolute()), stat.st_size, stat.st_mtime_ns) == remote.content
+    )
+
+
+def _here(remote: Remote, root: Path) -> list[Path]:
+    """Return the files in ``root`` that may be this one; one that is comes first."""
+    here = [root / place for place in remote.places if (root / place).is_file()]
+    return sorted(here, key=lambda path: not _right(path, remote))
+
+
+def _sound(remote: Remote, root: Path) -> Path | None:
+    """Return the file in ``root`` that is this one."""
+    return next((path for path in _here(remote, root)[:1] if _right(path, remote)), None)
 
 
 def _verified(path: Path, expected: str) -> Path:
@@ -282,7 +336,7 @@ def _part(corpus: Corpus, root: Path | None) -> Path | None:
     """Return the prepared part of a set if ``root`` has that and not the whole."""
     if root is None or not corpus.prepared or not (root / corpus.prepared).is_file():
         return None
-    whole = all((root / remote.path).is_file() for remote in corpus.files)
+    whole = all(_here(remote, root) for remote in corpus.files)
     return None if whole else root / corpus.prepared
 
 
@@ -292,39 +346,51 @@ def _checked_part(corpus: Corpus, root: Path | None) -> Path | None:
 
 
 def _obtain(remote: Remote, root: Path | None, download: bool, progress: bool) -> Path:
-    if root is not None and (root / remote.path).is_file():
-        return _verified(root / remote.path, remote.sha256)
-    cached = cache_directory() / remote.path
-    if _sound(cached, remote.sha256):
+    if root is not None and (here := _here(remote, root)):
+        return here[0] if _right(here[0], remote) else _verified(here[0], remote.sha256)
+    cache = cache_directory()
+    if (cached := _sound(remote, cache)) is not None:
         return cached
+    place = "FABOOK_DATA is not set"
+    if root is not None:
+        place = f"{root} has none of {', '.join(remote.places)}; it has {_listing(root)}"
     if not download:
-        place = "FABOOK_DATA is not set" if root is None else f"it is not in {root}"
         raise DataError(
-            f"no {remote.path}: {place}, it is not in {cached.parent}, and download was not allowed"
+            f"no {remote.path}: {place}, it is not in {cache}, and download was not allowed"
         )
-    return _download(remote, cached, progress)
+    try:
+        return _download(remote, cache / remote.path, progress)
+    except DataError as error:
+        raise DataError(f"{error}\n({place}.)") from None
+
+
+def _listing(root: Path) -> str:
+    """Return what a directory has, in a few words."""
+    found = sorted(path.relative_to(root).as_posix() for path in root.glob("*"))
+    found += sorted(path.relative_to(root).as_posix() for path in root.glob("*/*"))
+    return ", ".join([*found[:12], *["..."] * (len(found) > 12)]) or "nothing"
 
 
 def _download(remote: Remote, target: Path, progress: bool) -> Path:
-    """Try each address; pooch moves a file into place only when its checksum is right."""
+    """Try each address; a file is moved into place only when its content is right."""
     import pooch
 
     bar = progress and importlib.util.find_spec("tqdm") is not None
     headers = {"Accept-Encoding": "identity"}  # else a server may wrap, and requests unwrap, a .gz
     fetch_url = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers=headers)
-    logger, problems = pooch.get_logger(), []
-    level = logger.level
-    logger.setLevel("WARNING")
-    try:
+    problems = []
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        part = Path(folder) / target.name
         for url in remote.urls:
             try:
-                known = f"sha256:{remote.sha256}"
-                pooch.retrieve(url, known, target.name, target.parent, downloader=fetch_url)
-                return target
+                fetch_url(url, str(part), None)
+                if _right(part, remote):
+                    os.replace(part, target)
+                    return target
+                problems.append(f"  {url}: SHA-256 {sha256(part)}, expected {remote.sha256}")
             except (OSError, ValueError) as error:
                 problems.append(f"  {url}: {type(error).__name__}: {error}")
-    finally:
-        logger.setLevel(level)
     raise DataError(
         f"cannot download {remote.path} from any of {len(remote.urls)} addresses:\n"
         + "\n".join(problems)
@@ -370,26 +436,30 @@ def available(root: str | Path | None = None) -> list[dict[str, Any]]:
     """Return a row for every image set, saying where :func:`load` would take it from.
 
     A row has ``name``, ``title``, ``source`` (``scikit-learn``, ``FABOOK_DATA``, ``cache`` or
-    ``download``), ``present``, ``subset``, ``files`` and their ``bytes``. Nothing is hashed.
+    ``download``), ``present``, ``subset``, ``files`` and their ``bytes``. Files are checked: what
+    is in ``FABOOK_DATA`` and not right, so that :func:`load` will refuse it, is not present.
     """
     place = data_directory(root)
     return [_row(name, corpus, place) for name, corpus in REGISTRY.items()]
 
 
 def _row(name: str, corpus: Corpus, root: Path | None) -> dict[str, Any]:
-    files, places = {r.path: r.n_bytes for r in corpus.files}, ["scikit-learn"]
+    files, sources, present = {r.path: r.n_bytes for r in corpus.files}, ["scikit-learn"], True
     if (part := _part(corpus, root)) is not None:
-        files = {corpus.prepared: part.stat().st_size}
-    for path in files:
-        folders = {"FABOOK_DATA": root, "cache": cache_directory()}
-        here = [key for key, folder in folders.items() if folder and (folder / path).is_file()]
-        places.append([*here, "download"][0])
-    source = max(places, key=["scikit-learn", "FABOOK_DATA", "cache", "download"].index)
+        files, sources = {corpus.prepared: part.stat().st_size}, ["FABOOK_DATA"]
+        present = _listed(part.parent).get(part.name, sha256(part)) == sha256(part)
+    for remote in corpus.files if part is None else ():
+        here = _here(remote, root) if root is not None else []
+        found = here[:1] or list(filter(None, [_sound(remote, cache_directory())]))
+        sources.append("FABOOK_DATA" if here else "cache" if found else "download")
+        present &= bool(found) and _right(found[0], remote)
+        files[remote.path] = found[0].stat().st_size if found else remote.n_bytes
+    source = max(sources, key=["scikit-learn", "FABOOK_DATA", "cache", "download"].index)
     return {
         "name": name,
         "title": corpus.title,
         "source": source,
-        "present": source != "download",
+        "present": present,
         "subset": part is not None,
         "files": list(files),
         "bytes": sum(files.values()),
@@ -444,15 +514,17 @@ def _carry(corpus: Corpus, root: Path | None, target: Path, progress: bool) -> l
         return [_copy(part, target / corpus.prepared, sha256(part))]
     paths = []
     for remote in corpus.files:
-        path = target / remote.path
-        if not _sound(path, remote.sha256):
-            _copy(_obtain(remote, root, True, progress), path, remote.sha256)
+        path = _sound(remote, target)
+        if path is None:
+            source = _obtain(remote, root, True, progress)
+            place = (target / remote.path).with_name(source.name)
+            path = _copy(source, place, sha256(source))
         paths.append(path)
     return paths
 
 
 def _copy(source: Path, target: Path, expected: str) -> Path:
-    if _sound(target, expected):
+    if target.is_file() and sha256(target) == expected:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
@@ -468,8 +540,8 @@ def _copy(source: Path, target: Path, expected: str) -> Path:
 
 def _write_sums(target: Path, fresh: Sequence[Path]) -> None:
     """List the files that are here: new ones as copied, others as known or as listed before."""
-    sums = _listed(target)
-    sums |= {remote.path: remote.sha256 for c in REGISTRY.values() for remote in c.files}
+    sums = {remote.path: remote.sha256 for c in REGISTRY.values() for remote in c.files}
+    sums |= _listed(target)
     sums |= {path.relative_to(target).as_posix(): sha256(path) for path in fresh}
     here = sorted(path for path in sums if (target / path).is_file())
     part = target / ".SHA256SUMS.part"
@@ -531,7 +603,8 @@ def load(
     files = fetch(name, root=root, download=download, progress=progress)
     read = _read_prepared if corpus.prepared in files else corpus.read
     x_train, y_train, x_test, y_test = read(list(files.values()))
-    sums = {file: sha256(path) for file, path in files.items()}
+    known = {remote.path: remote.sha256 for remote in corpus.files}  # however it was packed
+    sums = {file: known.get(file) or sha256(path) for file, path in files.items()}
     if not files:
         pixels = b"".join(part.tobytes() for part in (x_train, y_train, x_test, y_test))
         sums = {"sklearn.datasets.load_digits": hashlib.sha256(pixels).hexdigest()}

@@ -89,6 +89,10 @@ IDX_ARRAYS = {
 IDX_FILES = {name: idx(array) for name, array in IDX_ARRAYS.items()}
 
 
+def unpacked(name):
+    return gzip.decompress(IDX_FILES[name])
+
+
 def cifar_arrays(n_classes):
     x, y = numbers(4, 60, 3, 32, 32), numbers(5, 60, high=n_classes)
     return x, np.concatenate([np.arange(10, dtype=np.uint8), y[10:]])
@@ -129,11 +133,13 @@ class Mirror(BaseHTTPRequestHandler):
         sent = {
             "good": body,
             "corrupted": body[:-20] + bytes(20),
+            "recompressed": gzip.compress(gzip.decompress(body), 1),
             "truncated": body[: len(body) // 2],
             "empty": b"",
         }[kind]
         self.send_response(200)
-        self.send_header("Content-Length", str(len(sent if kind == "empty" else body)))
+        whole = sent if kind in ("empty", "recompressed") else body
+        self.send_header("Content-Length", str(len(whole)))
         self.end_headers()
         self.wfile.write(sent)
 
@@ -169,6 +175,7 @@ def remotes(server, names, mirrors):
             hashlib.sha256(server.files[name]).hexdigest(),
             len(server.files[name]),
             tuple(f"{bases.get(mirror, good)}/{mirror}/{name}" for mirror in mirrors),
+            hashlib.sha256(unpacked(name)).hexdigest() if name in IDX_FILES else "",
         )
         for name in names
     )
@@ -284,9 +291,9 @@ def test_a_bad_mirror_is_passed_over(small, bad, own_cache):
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        ("corrupted", "SHA256 hash"),
+        ("corrupted", "SHA-256"),
         ("truncated", "IncompleteRead"),
-        ("empty", "SHA256 hash"),
+        ("empty", "SHA-256"),
         ("error", "500"),
         ("dead", "ConnectionError"),
     ],
@@ -335,6 +342,80 @@ def test_directory_comes_first_and_is_read_at_call_time(small, server, tmp_path,
     assert server.asked == []
     monkeypatch.setenv("FABOOK_DATA", "")
     assert data.available()[1]["source"] == "download"
+
+
+def test_a_mirror_that_compressed_anew_is_as_good(small, own_cache):
+    small("recompressed")
+    first = data.load("mnist", progress=False)
+    assert_is_idx(first)
+    assert all(body != IDX_FILES[name] for name, body in files_under(own_cache).items())
+    small("dead")
+    assert_is_idx(data.load("mnist", download=False))
+
+
+LAYOUTS = {
+    "compressed anew": lambda name: (name, gzip.compress(unpacked(name), 1)),
+    "unzipped": lambda name: (name.removesuffix(".gz"), unpacked(name)),
+    "unzipped, name kept": lambda name: (name, unpacked(name)),
+    "dotted": lambda name: (name.replace("-idx", ".idx"), IDX_FILES[name]),
+    "dotted, unzipped": lambda name: (name.replace("-idx", ".idx")[:-3], unpacked(name)),
+    "torchvision": lambda name: (name.replace("mnist/", "MNIST/raw/")[:-3], unpacked(name)),
+    "torchvision, zipped": lambda name: (name.replace("mnist/", "MNIST/raw/"), IDX_FILES[name]),
+}
+
+
+@pytest.fixture
+def named(small, monkeypatch):
+    """The small set with MNIST's own names of files, and what lies in a layout of them."""
+    remotes = small("dead")["mnist"].files
+    sizes = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    names = {r.path: f"mnist/{name}-ubyte.gz" for r, name in zip(remotes, sizes)}
+    files = tuple(replace(r, path=names[r.path]) for r in remotes)
+    monkeypatch.setitem(data.REGISTRY, "mnist", replace(data.REGISTRY["mnist"], files=files))
+    for old, new in names.items():
+        monkeypatch.setitem(IDX_FILES, new, IDX_FILES[old])
+    return list(names.values())
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS])
+def test_mnist_in_the_layouts_of_other_tools(named, tmp_path, layout):
+    write(tmp_path / "here", dict(map(LAYOUTS[layout], named)))
+    (row,) = (row for row in data.available(tmp_path / "here") if row["name"] == "mnist")
+    assert (row["present"], row["source"]) == (True, "FABOOK_DATA")
+    dataset = data.load("mnist", root=tmp_path / "here", download=False)
+    assert_is_idx(dataset)
+    known = {r.path: r.sha256 for r in data.REGISTRY["mnist"].files}
+    assert dataset.provenance["files"] == known  # however it is packed
+    data.prepare(tmp_path / "room", ["mnist"], root=tmp_path / "here")
+    assert_is_idx(data.load("mnist", root=tmp_path / "room", download=False))
+    room = files_under(tmp_path / "room")
+    assert room == with_sums({n: body for n, body in room.items() if n != "SHA256SUMS"})
+    assert data.prepare(tmp_path / "room", ["mnist"], root=tmp_path / "here")
+    assert files_under(tmp_path / "room") == room
+
+
+@pytest.mark.fault("data of another content, compressed well", "named, and never used")
+@pytest.mark.parametrize("layout", [*LAYOUTS])
+def test_another_content_is_refused_in_every_layout(named, tmp_path, layout):
+    files = dict(map(LAYOUTS[layout], named))
+    wrong = next(iter(files))
+    files[wrong] = gzip.compress(unpacked(named[0])[:-1] + b"\0")
+    write(tmp_path / "here", files)
+    (row,) = (row for row in data.available(tmp_path / "here") if row["name"] == "mnist")
+    assert (row["present"], row["source"]) == (False, "FABOOK_DATA")
+    with pytest.raises(DataError, match=f"{wrong} is damaged"):
+        data.load("mnist", root=tmp_path / "here")
+
+
+def test_a_missing_file_says_where_it_was_looked_for_and_what_is_there(named, tmp_path):
+    write(tmp_path / "here", {"mnist-data/train.gz": b"x"})
+    for download, message in ((False, "download was not allowed"), (True, "cannot download")):
+        with pytest.raises(DataError, match=message) as caught:
+            data.load("mnist", root=tmp_path / "here", download=download, progress=False)
+        said = str(caught.value)
+        assert f"{tmp_path / 'here'} has none of {named[0]}, {named[0][:-3]}, " in said
+        assert "MNIST/raw/train-images-idx3-ubyte," in said
+        assert "it has mnist-data, mnist-data/train.gz" in said
 
 
 @pytest.mark.fault("a damaged file in the data folder", "named, and never used")

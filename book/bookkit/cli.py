@@ -267,9 +267,12 @@ def _data(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return report.as_json(rows)
     if action == "list":
-        states = {True: "here", False: "not here"}
+
+        def state(row: dict[str, Any]) -> str:
+            return "here" if row["present"] else "damaged" if row["source"] != "download" else ""
+
         shown = [
-            [r["name"], states[r["present"]], r["source"], f"{r['bytes'] / 1e6:.1f} MB"]
+            [r["name"], state(r) or "not here", r["source"], f"{r['bytes'] / 1e6:.1f} MB"]
             for r in rows
         ]
         report.table([["set", "state", "from", "size"], *shown])
