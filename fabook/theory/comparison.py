@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -186,3 +187,40 @@ def onset(t: ArrayLike, curve: ArrayLike, *, fraction: float = 0.2) -> Array:
     first, second = clock[before][..., 0], clock[after][..., 0]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.exp(first + (fraction - low) / (high - low) * (second - first))
+
+
+def at_equal_time(
+    step: ArrayLike, curve: ArrayLike, seconds: ArrayLike, time: float | None = None
+) -> Array:
+    """Read learning curves that were recorded by updates at one and the same time.
+
+    Between two looks a curve is a straight line, and after its last look it stays where it is.
+
+    Args:
+        step: (P,) numbers of updates that increase, the same for all curves.
+        curve: (R, ..., P) curves of R rules.
+        seconds: (R,) time of one update of each.
+        time: seconds from the start; None for the end of the run that ends first.
+
+    Returns:
+        (R, ...)
+
+    Raises:
+        ValueError: updates that do not increase, or times that are not positive.
+
+    Example:
+        >>> at_equal_time([0, 100], [[0.0, 1.0], [0.0, 1.0]], [0.001, 0.002]).tolist()
+        [1.0, 0.5]
+    """
+    at, y = np.asarray(step, dtype=float), np.asarray(curve, dtype=float)
+    each = np.asarray(seconds, dtype=float)
+    if at.ndim != 1 or (np.diff(at) <= 0).any():
+        raise ValueError("numbers of updates must increase")
+    if not (each > 0).all():
+        raise ValueError(f"times of an update must be positive; got {each.tolist()}")
+    until = at[-1] * each.min() if time is None else time
+    found = [
+        np.apply_along_axis(partial(np.interp, until / s, at), -1, c)
+        for s, c in zip(each, y, strict=True)
+    ]
+    return np.asarray(found)

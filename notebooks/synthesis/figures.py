@@ -263,3 +263,167 @@ def _direct(ax: Any, neurons: Any) -> None:
         title="DFA keeps one layer",
     )
     plots.legend(ax, loc="upper left", fontsize=9, labelspacing=0.2, handletextpad=0.1)
+
+
+# --- nine rules compared -------------------------------------------------------------------------
+
+NETWORKS = {"mlp": "MLP", "conv": "convolutional network", "resnet": "small ResNet"}
+SETS = {
+    "digits": "digits",
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+}
+MARKERS = "os^D"
+
+
+def mean_and_half(runs: Any) -> tuple[float, float]:
+    """Mean over seeds and half of its 95 % interval; NaN where a seed has none."""
+    values = np.asarray(runs, dtype=float)
+    low, high = plots.band_edges(values[:, None], kind="95%")
+    return float(values.mean()), float((high - low)[0] / 2)
+
+
+def final(data: Any) -> Any:
+    """Test accuracy after the last update, in percent."""
+    return 100 * data["runs"].accuracy.isel(look=-1)
+
+
+def ranked(data: Any) -> list[str]:
+    """The rules from the highest to the lowest accuracy, averaged over all cells."""
+    level = final(data).mean(["network", "data", "seed"])
+    return [str(rule) for rule in level.sortby(-level)["rule"].values]
+
+
+def lead(data: Any, rule: str, other: str, cells: Any = None) -> tuple[float, float]:
+    """By how many points one rule is ahead of another, averaged over cells, paired over seeds."""
+    runs = final(data).sel(cells or {})
+    ahead = runs.sel(rule=rule) - runs.sel(rule=other)
+    return mean_and_half(ahead.mean([dim for dim in ("network", "data") if dim in ahead.dims]))
+
+
+def _row(ax: Any, rule: str, y: float, value: float, half: float, marker: str) -> None:
+    colour = plots.rule_style(rule)["color"]
+    ax.errorbar(value, y, xerr=half, marker=marker, ms=5, ls="none", lw=1.3, color=colour)
+
+
+def _rows(ax: Any, rules: list[str]) -> None:
+    ax.set_yticks(range(len(rules)), rules)
+    ax.set_ylim(len(rules) - 0.4, -0.6)
+
+
+def _keys(fig: Any, names: list[str]) -> None:
+    """What each marker stands for, above the panels."""
+    from matplotlib.lines import Line2D
+
+    drawn = [
+        Line2D([], [], marker=marker, ls="none", color="0.35", ms=6, label=name)
+        for marker, name in zip(MARKERS, names)
+    ]
+    fig.legend(handles=drawn, loc="outside upper center", ncols=4, fontsize=10, frameon=False)
+
+
+def _shifts(count: int) -> list[float]:
+    return [float(s) for s in (np.arange(count) - (count - 1) / 2) * 0.19]
+
+
+def lost(data: Any) -> Any:
+    """What each rule loses to backpropagation: a panel a network, a marker a set of images."""
+    fig, axes = plots.figure(1, 3, height=4.6, sharey=True, sharex=True)
+    sets = [str(name) for name in data["runs"]["data"].values]
+    rules = [rule for rule in ranked(data) if rule != "BP"]
+    for ax, (network, title) in zip(axes, NETWORKS.items()):
+        for row, rule in enumerate(rules):
+            for marker, name, shift in zip(MARKERS, sets, _shifts(len(sets))):
+                cell = {"network": network, "data": name}
+                _row(ax, rule, row + shift, *lead(data, "BP", rule, cell), marker)
+        ax.axvline(0, color="0.3", lw=1)
+        ax.set_xscale("symlog", linthresh=1, linscale=0.6)
+        ax.set_xticks([-1, 0, 1, 3, 10, 30], ["−1", "0", "1", "3", "10", "30"])
+        ax.minorticks_off()
+        ax.set(xlabel="points lost to BP", title=title.removesuffix(" network"))
+    axes[0].set_xlim(-3, 80)
+    _rows(axes[0], rules)
+    plots.letters(axes)
+    _keys(fig, [SETS[name] for name in sets])
+    return fig
+
+
+def cost(data: Any) -> Any:
+    """Alignment, and what an update costs: time, memory, and accuracy at equal time."""
+    fig, axes = plots.figure(2, 2, height=3.7, sharey=True)
+    rules = ranked(data)
+    table = data["cost"]
+    memory = table.working + table.held
+    ends = data["runs"].cosine.isel(look=-1).mean("data")
+    timed = 100 * table.at_equal_time
+    behind = (timed.sel(rule="BP") - timed).mean("data")
+    for marker, network, shift in zip(MARKERS, NETWORKS, _shifts(3)):
+        for row, rule in enumerate(rules):
+            cell, y = {"network": network, "rule": rule}, row + shift
+            if rule not in ("BP", "Shallow"):
+                _row(axes[0, 0], rule, y, *mean_and_half(ends.sel(cell)), marker)
+            if rule != "BP":
+                _row(axes[1, 1], rule, y, *mean_and_half(behind.sel(cell)), marker)
+            for ax, values in ((axes[0, 1], table.seconds), (axes[1, 0], memory)):
+                share = values.sel(cell) / values.sel(network=network, rule="BP")
+                _row(ax, rule, y, float(np.exp(np.log(share).mean())), 0.0, marker)
+    axes[0, 0].set(xlabel="cosine with the gradient", title="alignment at the end")
+    axes[0, 1].set(xlabel="time of an update / that of BP", title="time")
+    axes[1, 0].set(xlabel="memory of an update / that of BP", title="memory", xscale="log")
+    axes[1, 0].set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+    axes[1, 0].minorticks_off()
+    axes[1, 1].set(xlabel="points behind BP", title="accuracy at equal time")
+    axes[1, 1].set_xscale("symlog", linthresh=1, linscale=0.6)
+    axes[1, 1].set_xticks([-1, 0, 1, 3, 10, 30], ["−1", "0", "1", "3", "10", "30"])
+    axes[1, 1].minorticks_off()
+    for ax, zero in zip(axes.flat, (0, 1, 1, 0)):
+        ax.axvline(zero, color="0.3", lw=1)
+    _rows(axes[0, 0], rules)
+    plots.letters(axes)
+    _keys(fig, list(NETWORKS.values()))
+    return fig
+
+
+def _text(mean: float, half: float, digits: int = 1) -> str:
+    if not np.isfinite(mean):
+        return "–"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+
+
+def table(data: Any) -> Any:
+    """Accuracy of every cell with its interval, and the alignment at the end."""
+    import pandas as pd
+
+    ends = data["runs"].cosine.isel(look=-1).mean("data", skipna=False)
+    rules = [str(rule) for rule in data["runs"]["rule"].values]
+    rows = {}
+    for network, title in NETWORKS.items():
+        for rule in rules:
+            row = {
+                SETS[str(name)]: _text(
+                    *mean_and_half(final(data).sel(network=network, data=name, rule=rule))
+                )
+                for name in data["runs"]["data"].values
+            }
+            cosine = mean_and_half(ends.sel(network=network, rule=rule))
+            row["alignment"] = "1" if rule == "BP" else _text(*cosine, digits=2)
+            rows[title, rule] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["network", "rule"])
+
+
+def pairs(data: Any) -> Any:
+    """Lead of each rule (row) over each worse one (column), averaged over all cells."""
+    import pandas as pd
+
+    rules = ranked(data)
+    rows = {}
+    for place, rule in enumerate(rules[:-1]):
+        leads = {other: lead(data, rule, other) for other in rules[place + 1 :]}
+        rows[rule] = {
+            other: _text(*leads[other]) + (" *" if leads[other][0] > leads[other][1] else "")
+            if other in leads
+            else ""
+            for other in rules[1:]
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="ahead of")

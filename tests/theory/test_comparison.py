@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fabook.theory.comparison import compare, markdown, onset
+from fabook.theory.comparison import at_equal_time, compare, markdown, onset
 
 
 def test_tolerance_is_three_combined_standard_errors_and_the_slack():
@@ -75,3 +75,19 @@ def test_onset_needs_times_that_increase():
         onset([0, 2, 1], [0, 0, 1])
     with pytest.raises(ValueError, match="fraction"):
         onset([0, 1], [0, 1], fraction=1.0)
+
+
+def test_at_equal_time_a_slow_rule_is_read_earlier():
+    step = [0, 10, 20]
+    curves = np.array([[[0.0, 0.6, 0.8], [0.0, 0.4, 0.6]]] * 3)  # (rule, seed, look)
+    found = at_equal_time(step, curves, [1.0, 2.0, 4.0])
+    np.testing.assert_allclose(found, [[0.8, 0.6], [0.6, 0.4], [0.3, 0.2]])
+    late = at_equal_time(step, curves, [1.0, 2.0, 4.0], time=40.0)  # two are over by then
+    np.testing.assert_allclose(late, [[0.8, 0.6], [0.8, 0.6], [0.6, 0.4]])
+
+
+def test_at_equal_time_refuses_what_is_no_time():
+    with pytest.raises(ValueError, match="increase"):
+        at_equal_time([0, 2, 1], np.zeros((1, 3)), [1.0])
+    with pytest.raises(ValueError, match="positive"):
+        at_equal_time([0, 1], np.zeros((1, 2)), [0.0])
