@@ -371,7 +371,9 @@ def cost(data: Any) -> Any:
     axes[0, 0].set(xlabel="cosine with the gradient", title="alignment at the end")
     axes[0, 1].set(xlabel="time of an update / that of BP", title="time")
     axes[1, 0].set(xlabel="memory of an update / that of BP", title="memory", xscale="log")
-    axes[1, 0].set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+    low, high = axes[1, 0].get_xlim()
+    ticks = [tick for tick in (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10) if low <= tick <= high]
+    axes[1, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes[1, 0].minorticks_off()
     axes[1, 1].set(xlabel="points behind BP", title="accuracy at equal time")
     axes[1, 1].set_xscale("symlog", linthresh=1, linscale=0.6)
