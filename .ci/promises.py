@@ -31,7 +31,7 @@ def counted(report: Path) -> dict[tuple[str, str], tuple[int, int]]:
     return found
 
 
-def table(found: dict[tuple[str, str], tuple[int, int]]) -> str:
+def table(found: dict[tuple[str, str], tuple[int, int]], form: str) -> str:
     """Markdown: a row for each fault and promise."""
     lines = [
         "| what goes wrong | what is promised | times made | kept |",
@@ -42,15 +42,17 @@ def table(found: dict[tuple[str, str], tuple[int, int]]) -> str:
     made, kept = (sum(pair[k] for pair in found.values()) for k in (0, 1))
     day = datetime.date.today().isoformat()
     where = f"{platform.system()}, Python {platform.python_version()}"
-    return "\n".join([*lines, "", f"Counted on {day} ({where}): {kept} of {made} kept.", ""])
+    return "\n".join([*lines, "", f"Counted on {day} {form} ({where}): {kept} of {made} kept.", ""])
 
 
 def main() -> int:
     found = counted(Path(sys.argv[1]))
     if not found:
         raise SystemExit(f"no fault test in {sys.argv[1]}")
+    whole = Path(sys.argv[1]).stem == "faults"
+    form = "by `make faults`" if whole else "by the short form in `make test`"
     text = PAGE.read_text(encoding="utf-8")
-    fresh = SECTION.sub(lambda match: match[1] + table(found) + match[2], text)
+    fresh = SECTION.sub(lambda match: match[1] + table(found, form) + match[2], text)
     PAGE.write_text(fresh, encoding="utf-8")
     return int(any(made != kept for made, kept in found.values()))
 
