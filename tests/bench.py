@@ -311,7 +311,7 @@ def memories(device: str) -> dict[str, dict[str, float]]:
 def online_microseconds(repeats: int, runs: int, device: str, steps: int = 500) -> float:
     """Time of one step of one of many stacked runs (N=500, K=4, M=2)."""
     start = simulation.initial_conditions(range(runs), 500, 4, 2)
-    options = {"rule": "DFA", "lr": 0.1, "steps": steps, "probes": [steps], "progress": False}
+    options = {"rule": "DFA", "lr": 0.1, "steps": steps, "probe_at": [steps], "progress": False}
 
     def run() -> None:
         simulation.train_online(start, generator=fabook.stream(0, "inputs"), **options)
@@ -326,10 +326,10 @@ def reduced_nanoseconds(repeats: int, N: int = 20_000) -> tuple[float, float]:
     direct = simulation.initial_conditions(few, N, 2, 2)
     steps: dict[str, Step] = {
         "law": lambda: reduced.train_online(
-            start, steps=100, probes=[100], generator=fabook.stream(0, "inputs"), **options
+            start, steps=100, probe_at=[100], generator=fabook.stream(0, "inputs"), **options
         ),
         "direct": lambda: simulation.train_online(
-            direct, steps=20, probes=[20], generator=fabook.stream(0, "inputs"), **options
+            direct, steps=20, probe_at=[20], generator=fabook.stream(0, "inputs"), **options
         ),
     }
     seconds = step_times(steps, repeats=repeats, clock=CLOCK)

@@ -199,7 +199,7 @@ def growing_fraction(values: ArrayLike, step: float, updates: int) -> float:
 
     Args:
         values: eigenvalues of M.
-        step: s in $r \leftarrow (I - sM) r$; $s = \eta/N$ for :func:`settle`.
+        step: s in $r \leftarrow (I - sM) r$; $s = \eta/N$ for :func:`train_full_batch`.
         updates: the horizon, above zero.
 
     Raises:
@@ -220,7 +220,7 @@ def growth_rate(values: ArrayLike, step: float) -> float:
 
     Args:
         values: eigenvalues of M.
-        step: s in $r \leftarrow (I - sM) r$; $s = \eta/N$ for :func:`settle`.
+        step: s in $r \leftarrow (I - sM) r$; $s = \eta/N$ for :func:`train_full_batch`.
 
     Example:
         >>> round(growth_rate([-0.5, 1.0], 0.1), 4)  # 2 ln 1.05
@@ -239,7 +239,7 @@ def linear_loss(matrix: Tensor, residual: Tensor, step: float, steps: ArrayLike)
         steps: numbers of updates, rising.
 
     Returns:
-        One loss for each number of updates; divide by N for that of :func:`settle`.
+        One loss for each number of updates; divide by N for that of :func:`train_full_batch`.
 
     Raises:
         ValueError: if ``steps`` do not rise from zero or above.
@@ -303,13 +303,13 @@ def dialled_feedback(weight: Tensor, cosine: float, generator: torch.Generator) 
     return cosine * w + (1 - cosine**2) ** 0.5 * r * (w.norm() / r.norm())
 
 
-def settle(
+def train_full_batch(
     rule: Rule,
     x: Tensor,
     y: Tensor,
     *,
     lr: float,
-    at: Sequence[int],
+    probe_at: Sequence[int],
     target: float = 0.0,
     probe: Mapping[str, Probe] | None = None,
     label: str = "run",
@@ -324,7 +324,7 @@ def settle(
         x: (N, d) inputs.
         y: (N, C) targets.
         lr: learning rate $\eta$.
-        at: rising numbers of updates at which to look; the last one ends the run in any case.
+        probe_at: rising numbers of updates at which to look; the last one ends the run in any case.
         target: loss below which the run ends, once it has been seen there.
         probe: further quantities to record, as for :func:`fabook.train`.
         label: name of the run in messages.
@@ -333,24 +333,25 @@ def settle(
         Arrays ``steps``, ``loss`` and one for each probe, up to the last look.
 
     Raises:
-        ValueError: if ``at`` is empty or does not rise.
+        ValueError: if ``probe_at`` is empty or does not rise.
         FloatingPointError: if the run diverges.
 
     Example:
         >>> from fabook import BP
         >>> one = torch.ones(1, 1, dtype=torch.float64)
-        >>> settle(BP(chain(1.0, 0.5)), one, one, lr=0.1, at=[0, 1000, 2000], target=1e-12)["steps"]
+        >>> rule, at = BP(chain(1.0, 0.5)), [0, 1000, 2000]
+        >>> train_full_batch(rule, one, one, lr=0.1, probe_at=at, target=1e-12)["steps"]
         array([   0, 1000])
     """
-    if not at or (np.diff(at, prepend=0) < 0).any():
-        raise ValueError(f"numbers of updates must rise from 0 or above; got {list(at)}")
+    if not probe_at or (np.diff(probe_at, prepend=0) < 0).any():
+        raise ValueError(f"numbers of updates must rise from 0 or above; got {list(probe_at)}")
     looks: list[History] = []
 
     def loss() -> float:
         return float((rule.net(x).detach() - y).square().sum()) / (2 * len(x))
 
     seen = {"loss": loss, **(probe or {})}
-    for done, until in itertools.pairwise([0, *at]):
+    for done, until in itertools.pairwise([0, *probe_at]):
         steps = until - done
         looks.append(
             train(
@@ -361,7 +362,7 @@ def settle(
         if looks[-1]["loss"][0] < target:
             break
     found = {name: np.concatenate([look[name] for look in looks]) for name in looks[0].values}
-    return {"steps": np.array(at[: len(looks)]), **found}
+    return {"steps": np.array(probe_at[: len(looks)]), **found}
 
 
 # --- descent and the walk of the weights ---------------------------------------------------------
@@ -455,7 +456,7 @@ def hidden_share(steps: ArrayLike, hidden: ArrayLike, total: ArrayLike) -> np.nd
     return sums[0] / sums[1]
 
 
-class Walk:
+class DisplacementTracker:
     r"""The way of a network's weights, from where they are when the walk begins.
 
     Called after each update it adds up $\sum_k \|\Delta_k W_l\|^2$. For steps of
@@ -466,7 +467,7 @@ class Walk:
         >>> from fabook import mlp, BP, train
         >>> g = torch.Generator().manual_seed(0)
         >>> net = mlp([4, 2], generator=g)
-        >>> walk = Walk(net)
+        >>> walk = DisplacementTracker(net)
         >>> x, y = torch.ones(3, 4), torch.tensor([0, 1, 1])
         >>> seen = train(BP(net), x, y, steps=1, lr=0.1, after_step=walk)
         >>> abs(walk.displacement()["0"] / walk.path()["0"] - 1) < 1e-4

@@ -74,7 +74,9 @@ def conserved(rule: Rule, *, control: bool = False) -> dict[str, Tensor]:
         >>> conserved(rule)["0"].shape
         torch.Size([3])
     """
-    return {law.name: law.norm() - law.partner() for law in laws(rule, control=control)}
+    return {
+        law.name: law.norm() - law.partner() for law in conserved_quantities(rule, control=control)
+    }
 
 
 def conserved_normalised(rule: Rule) -> dict[str, Tensor]:
@@ -108,11 +110,13 @@ def conserved_normalised(rule: Rule) -> dict[str, Tensor]:
         >>> list(conserved_normalised(FA(net, generator=g)))
         ['0 weights', '0 scales']
     """
-    return {law.name: law.norm() - law.partner() for law in laws(rule, normalised=True)}
+    return {
+        law.name: law.norm() - law.partner() for law in conserved_quantities(rule, normalised=True)
+    }
 
 
 @dataclass(frozen=True)
-class Law:
+class ConservedQuantity:
     """A conservation law of one layer: half the squares of some weights, minus their partner.
 
     Attributes:
@@ -141,9 +145,9 @@ class Law:
         return terms[self.kind].sum(1)
 
 
-def laws(
+def conserved_quantities(
     rule: Rule, *, normalised: bool = False, biases: bool = True, control: bool = False
-) -> list[Law]:
+) -> list[ConservedQuantity]:
     """The laws behind :func:`conserved` and :func:`conserved_normalised`, bottom to top.
 
     Args:
@@ -171,13 +175,15 @@ def laws(
             _check_between(rule, name, normalised)
         pair = partial(_outgoing, rule, name, len(layer.weight))
         if not normalised:
-            found.append(Law(name, partial(_by_neuron, layer, biases=biases), pair, kind))
+            found.append(
+                ConservedQuantity(name, partial(_by_neuron, layer, biases=biases), pair, kind)
+            )
             continue
         norm = _normalisation(rule, name)
         whole = isinstance(norm, nn.LayerNorm)
         incoming = partial(_by_neuron, layer, whole=whole)
-        found.append(Law(f"{name} weights", incoming, None, kind))
-        found.append(Law(f"{name} scales", partial(_by_neuron, norm), pair, kind))
+        found.append(ConservedQuantity(f"{name} weights", incoming, None, kind))
+        found.append(ConservedQuantity(f"{name} scales", partial(_by_neuron, norm), pair, kind))
     return found
 
 
@@ -262,7 +268,7 @@ def _normalisation(rule: Rule, name: str) -> nn.Module:
 # --- finite steps, and starts --------------------------------------------------------------------
 
 
-class Ledger:
+class Invariants:
     r"""Follows the invariants of a run and what the exact law of finite steps says of them.
 
     $$ C(k) - C(0) = \tfrac12 \sum_{i<k} \|\Delta W_l^{(i)}\|^2
@@ -286,34 +292,34 @@ class Ledger:
         >>> g = torch.Generator().manual_seed(0)
         >>> net = mlp([4, 3, 2], activation="relu", generator=g, dtype=torch.float64)
         >>> rule = FA(net, generator=g)
-        >>> ledger = Ledger(rule)
+        >>> tracker = Invariants(rule)
         >>> loss = rule.sgd_step(torch.ones(5, 4).double(), torch.tensor([0, 1, 1, 0, 1]), 0.5)
-        >>> ledger.enter()
-        >>> ledger.residual() < 1e-14
+        >>> tracker.update()
+        >>> tracker.residual() < 1e-14
         True
     """
 
     def __init__(
         self, rule: Rule, *, normalised: bool = False, biases: bool = True, control: bool = False
     ) -> None:
-        followed = laws(rule, normalised=normalised, biases=biases, control=control)
-        self.laws = {law.name: law for law in followed}
+        followed = conserved_quantities(rule, normalised=normalised, biases=biases, control=control)
+        self.quantities = {law.name: law for law in followed}
         self._before = self._state()
-        self._start = {n: (law.norm(), law.partner()) for n, law in self.laws.items()}
+        self._start = {n: (law.norm(), law.partner()) for n, law in self.quantities.items()}
         self._explained = {n: torch.zeros_like(norm) for n, (norm, _) in self._start.items()}
 
     def _state(self) -> dict[str, tuple[Tensor, tuple[Tensor, Tensor] | None]]:
-        pairs = {n: law.pair and law.pair() for n, law in self.laws.items()}
+        pairs = {n: law.pair and law.pair() for n, law in self.quantities.items()}
         # float64 parameters come as views: without a copy they would move with the weights
         return {
             n: (law.incoming().clone(), (p := pairs[n]) and (p[0].clone(), p[1].clone()))
-            for n, law in self.laws.items()
+            for n, law in self.quantities.items()
         }
 
-    def enter(self) -> None:
-        """Enter the step that the weights have taken since the last entry."""
+    def update(self) -> None:
+        """Take the step into account that the weights have made since the last call."""
         now = self._state()
-        for name, law in self.laws.items():
+        for name, law in self.quantities.items():
             (old, old_pair), (new, new_pair) = self._before[name], now[name]
             self._explained[name] += (new - old).square().sum(1) / 2
             if old_pair is None or new_pair is None:
@@ -329,11 +335,11 @@ class Ledger:
 
     def norm_change(self) -> dict[str, Tensor]:
         """Change of half the squared incoming weights of each neuron."""
-        return {n: law.norm() - self._start[n][0] for n, law in self.laws.items()}
+        return {n: law.norm() - self._start[n][0] for n, law in self.quantities.items()}
 
     def partner_change(self) -> dict[str, Tensor]:
         """Change of the partner of each neuron: under FA, of the inner product with B."""
-        return {n: law.partner() - self._start[n][1] for n, law in self.laws.items()}
+        return {n: law.partner() - self._start[n][1] for n, law in self.quantities.items()}
 
     def drift(self) -> dict[str, Tensor]:
         """C(k) - C(0) for each neuron."""
@@ -352,7 +358,11 @@ class Ledger:
         """Largest unexplained drift of a neuron, over the largest term of its layer's law."""
         found = [0.0]
         for name, off in self.unexplained().items():
-            terms = (*self._start[name], self.laws[name].norm(), self.laws[name].partner())
+            terms = (
+                *self._start[name],
+                self.quantities[name].norm(),
+                self.quantities[name].partner(),
+            )
             size = max(float(t.abs().max()) for t in terms)
             found.append(float(off.abs().max()) / (size or 1.0))
         return max(found)
@@ -420,7 +430,7 @@ def dominant_start(rule: Rule, factor: float = 1.2) -> None:
         raise ValueError(f"a dominant start is for FA on Linear layers; got {rule}")
     if factor == 0:
         raise ValueError("factor must not be zero: no layer above the first would be active")
-    for law in laws(rule):
+    for law in conserved_quantities(rule):
         B = rule.feedback[law.name].double()
         W = rule.above[law.name].weight
         W.copy_(B * (factor * law.norm() / B.square().sum(0)))

@@ -27,18 +27,18 @@ from ...rules import DFA, Loss, output_error
 Array = NDArray[np.float64]
 
 __all__ = [
-    "Path",
+    "RecursionHistory",
     "alignment_matrices",
     "condition_numbers",
     "crossing",
     "final_modes",
-    "follow",
     "gradient_alignment",
     "linear_task",
     "mode_dynamics",
     "modes",
     "population_matrices",
     "recursion_step",
+    "train_with_recursion",
     "weak_form",
     "worst_alignment",
     "worst_errors",
@@ -459,8 +459,8 @@ def worst_errors(rule: DFA) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Path:
-    """What `follow` saw at its P probes.
+class RecursionHistory:
+    """What `train_with_recursion` saw at its P probes.
 
     `loss` is that of the last batch, before its update (NaN at step 0); `deviation` the largest
     entry of any layer's weights minus those that the recursion predicts; `matrices` the recursion's
@@ -501,7 +501,7 @@ class Path:
         return torch.stack(found, 1).cpu().numpy()
 
 
-def follow(
+def train_with_recursion(
     rule: DFA,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
@@ -510,7 +510,7 @@ def follow(
     loss: Loss = "mse",
     reduction: str = "mean",
     probe: Mapping[str, Callable[[], ArrayLike]] | None = None,
-) -> Path:
+) -> RecursionHistory:
     """Train a network from zero and, beside it, its alignment matrices by the recursion alone.
 
     The two share the batches and nothing else, so their agreement tests weak alignment.
@@ -524,7 +524,7 @@ def follow(
         probe: functions called at the probes, each returning a number or a vector.
 
     Returns:
-        `Path`.
+        `RecursionHistory`.
 
     Raises:
         ValueError: weights that are not zero.
@@ -534,7 +534,7 @@ def follow(
         >>> g = torch.Generator().manual_seed(0)
         >>> x, y, _ = linear_task([1.0, 0.5], 6, generator=g)
         >>> rule = zero_start([6, 9, 9, 2], feedback="orthogonal", generator=g)
-        >>> path = follow(rule, [(x, y)] * 50, lr=0.1, probe_at=[50])
+        >>> path = train_with_recursion(rule, [(x, y)] * 50, lr=0.1, probe_at=[50])
         >>> bool(path.deviation[0] < 1e-12)
         True
     """
@@ -568,7 +568,7 @@ def follow(
         if step + 1 in due:
             look(step + 1, float(value))
     steps, losses, deviations = zip(*seen) if seen else ((), (), ())
-    return Path(
+    return RecursionHistory(
         np.asarray(steps, dtype=np.int64),
         np.asarray(losses, dtype=np.float64),
         np.asarray(deviations, dtype=np.float64),

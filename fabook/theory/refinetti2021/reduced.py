@@ -340,7 +340,7 @@ def train_online(
     generator: Generator,
     activation: str = "erf",
     noise: float = 0.0,
-    probes: Sequence[int] | NDArray[np.int64] | None = None,
+    probe_at: Sequence[int] | NDArray[np.int64] | None = None,
     tol: float | None = None,
     progress: bool | None = None,
     dtype: torch.dtype | None = None,
@@ -362,7 +362,7 @@ def train_online(
         generator: CPU stream that seeds the draws of inputs and teacher noise.
         activation: "erf", "relu" or "linear".
         noise: standard deviation of the noise on the teacher's output.
-        probes: steps at which to measure, 0 to `steps`; 0 and 60 log-spaced ones by default.
+        probe_at: steps at which to measure, 0 to `steps`; 0 and 60 log-spaced ones by default.
         tol: stop at the first probe where the error of every run is below it.
         progress: show a progress bar; by default on a terminal only.
         dtype, device: cast and move `start` first. Single precision loses steps of lr / N < 1e-6.
@@ -377,7 +377,7 @@ def train_online(
         >>> run.error.shape == (2, len(run.t)), float(run.t[-1])
         (True, 1e-07)
     """
-    wanted = _wanted(rule, activation, steps, probes)
+    wanted = _wanted(rule, activation, steps, probe_at)
     start = start.to(device=device, dtype=dtype or start.w.dtype)
     batch = _Batch(start, rule, lr, activation, noise, generator)
     return _follow(batch, steps, wanted, tol, progress)

@@ -260,7 +260,7 @@ def train_online(
     generator: Generator,
     activation: str = "erf",
     noise: float = 0.0,
-    probes: Sequence[int] | NDArray[np.int64] | None = None,
+    probe_at: Sequence[int] | NDArray[np.int64] | None = None,
     tol: float | None = None,
     progress: bool | None = None,
     dtype: torch.dtype | None = None,
@@ -279,7 +279,7 @@ def train_online(
         generator: CPU stream of inputs and teacher noise.
         activation: "erf", "relu" or "linear".
         noise: standard deviation of the noise on the teacher's output.
-        probes: steps at which to measure, 0 to `steps`; 0 and 60 log-spaced ones by default.
+        probe_at: steps at which to measure, 0 to `steps`; 0 and 60 log-spaced ones by default.
         tol: stop at the first probe where the error of every run is below it.
         progress: show a progress bar; by default on a terminal only.
         dtype, device: cast and move `start` first.
@@ -294,23 +294,25 @@ def train_online(
         >>> run.error.shape == (2, len(run.t)), float(run.t[-1])
         (True, 2.0)
     """
-    wanted = _wanted(rule, activation, steps, probes)
+    wanted = _wanted(rule, activation, steps, probe_at)
     start = start.to(device=device, dtype=dtype or start.w.dtype)
     batch = _Batch(start, rule, lr, activation, noise, generator)
     return _follow(batch, steps, wanted, tol, progress)
 
 
 def _wanted(
-    rule: str, activation: str, steps: int, probes: Sequence[int] | NDArray[np.int64] | None
+    rule: str, activation: str, steps: int, probe_at: Sequence[int] | NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
     """The steps to probe, after a check of the other words as well."""
     if rule not in ("BP", "DFA"):
         raise ValueError(f"rule must be one of 'BP', 'DFA', got {rule!r}")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}")
-    wanted = np.concatenate([[0], log_steps(steps, 60)]) if probes is None else np.asarray(probes)
+    wanted = (
+        np.concatenate([[0], log_steps(steps, 60)]) if probe_at is None else np.asarray(probe_at)
+    )
     if wanted.size == 0 or wanted[0] < 0 or wanted[-1] > steps or (np.diff(wanted) <= 0).any():
-        raise ValueError(f"probes must increase strictly within 0 to {steps}, got {probes!r}")
+        raise ValueError(f"probe_at must increase strictly within 0 to {steps}, got {probe_at!r}")
     return wanted.astype(np.int64)
 
 

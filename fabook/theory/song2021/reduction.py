@@ -147,18 +147,18 @@ def _check_settings(lr: float, penalty: Array, steps: int) -> None:
         raise ValueError(f"steps must not be negative; got {steps}")
 
 
-def _drive(
+def _run(
     state: _Linear | _TwoLayer,
     runs: int,
     steps: int,
-    look_at: Iterable[int],
+    probe_at: Iterable[int],
     stop: Stop | None,
     probe: Mapping[str, Callable[[Any], Any]],
 ) -> Trajectory:
     """Take steps and looks; runs leave at their own stop."""
-    due = {int(at) for at in look_at}
+    due = {int(at) for at in probe_at}
     if wrong := sorted(at for at in due if not 0 <= at <= steps):
-        raise ValueError(f"look_at must lie in [0, {steps}]; got {wrong[:3]}")
+        raise ValueError(f"probe_at must lie in [0, {steps}]; got {wrong[:3]}")
     if stop is not None:
         due |= set(range(0, steps + 1, stop.every))
     active, last = np.arange(runs), np.zeros(runs)
@@ -343,7 +343,7 @@ def train_linear(
     lr: float,
     penalty: float | Sequence[float] | Array = 0.0,
     steps: int,
-    look_at: Iterable[int] = (),
+    probe_at: Iterable[int] = (),
     stop: Stop | None = None,
     until: int | Sequence[int] | None = None,
 ) -> Trajectory:
@@ -354,7 +354,7 @@ def train_linear(
         lr: learning rate $\eta$ of the mean squared error.
         penalty: $\lambda$ on the second layer, one for all or one for each run.
         steps: number of full-batch updates, the most with ``stop``.
-        look_at: numbers of updates after which to look; the last step is always one.
+        probe_at: numbers of updates after which to look; the last step is always one.
         stop: end each run by this rule; looks at multiples of its ``every`` are kept too.
         until: switch the penalty off from this step on, one for all or one for each run.
 
@@ -390,7 +390,7 @@ def train_linear(
             )
         ends = np.broadcast_to(ends, R).copy()
     state = _Linear(runs, lr, np.broadcast_to(penalties, R).copy(), ends)
-    return _drive(state, R, steps, look_at, stop, {})
+    return _run(state, R, steps, probe_at, stop, {})
 
 
 # --- any activation ------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def train_two_layer(
     lr: float,
     penalty: float = 0.0,
     steps: int,
-    look_at: Iterable[int] = (),
+    probe_at: Iterable[int] = (),
     stop: Stop | None = None,
     until: int | None = None,
     probe: Mapping[str, Callable[[Any], Any]] | None = None,
@@ -456,7 +456,7 @@ def train_two_layer(
         y: (n,) or (n, 1) targets.
         lr: learning rate of the mean squared error.
         penalty: $\lambda$ on the second layer.
-        steps, look_at, stop: as in :func:`train_linear`.
+        steps, probe_at, stop: as in :func:`train_linear`.
         until: switch the penalty off from this step on.
         probe: functions of the state, called at each look: it has ``Z`` (n, p), ``hidden`` (n, p),
             ``beta`` and ``b`` (p,), ``K`` (n, n), and ``Z0``, ``beta0`` of the start.
@@ -473,7 +473,7 @@ def train_two_layer(
         >>> net = two_layer(20, 100, activation="tanh", generator=stream(0, "w"))
         >>> rule = FA(net, init="standard_normal", generator=stream(0, "b"))
         >>> x = torch.randn(5, 20, generator=stream(0, "x"))
-        >>> seen = train_two_layer(rule, x, x[:, 0], lr=0.05, steps=300, look_at=[0, 100])
+        >>> seen = train_two_layer(rule, x, x[:, 0], lr=0.05, steps=300, probe_at=[0, 100])
         >>> seen.steps
         array([  0, 100, 300])
     """
@@ -481,4 +481,4 @@ def train_two_layer(
     if until is not None and until < 0:
         raise ValueError(f"until must be a step, not negative; got {until}")
     state = _TwoLayer(_parts(rule, x, y), lr, penalty, math.inf if until is None else until)
-    return _drive(state, 1, steps, look_at, stop, probe or {})
+    return _run(state, 1, steps, probe_at, stop, probe or {})

@@ -13,7 +13,7 @@ from fabook.metrics import gradient_alignment, network_alignment
 from fabook.networks import mlp
 from fabook.rules import FA, RULES
 from fabook.streams import stream
-from fabook.theory.chu2023 import Walk, first_order, growth_exponent, hidden_share
+from fabook.theory.chu2023 import DisplacementTracker, first_order, growth_exponent, hidden_share
 from fabook.training import train
 
 few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
@@ -112,7 +112,7 @@ def test_walk_adds_up_steps_and_leaves_the_run_alone():
         net = net_of(5, 4, 3)
         start = {n: p.detach().clone() for n, p in net.named_parameters()}
         seen = [start]
-        walk = Walk(net)
+        walk = DisplacementTracker(net)
 
         def after(step, walk=walk, net=net, seen=seen):
             walk(step)
@@ -137,7 +137,7 @@ def test_walks_and_straight_lines(exponent):
     at = [2**k for k in range(3, 11)]
     for straight in (True, False):
         net = mlp([100, 100], bias=False, generator=stream(0, "weights"), dtype=double)
-        walk, ratios, far = Walk(net), [], []
+        walk, ratios, far = DisplacementTracker(net), [], []
         direction = randn(100, 100)
         for step in range(1, at[-1] + 1):
             with torch.no_grad():

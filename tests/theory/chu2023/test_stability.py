@@ -136,12 +136,14 @@ def test_settle_stops_at_its_target_and_at_its_last_look() -> None:
     one = torch.ones(1, 1, dtype=F64)
     net = chu2023.chain(1.0, 0.5)
     probe = {"w1": lambda: float(net[0].weight.detach())}
-    found = chu2023.settle(BP(net), one, one, lr=0.1, at=[0, 10, 20], probe=probe)
+    found = chu2023.train_full_batch(BP(net), one, one, lr=0.1, probe_at=[0, 10, 20], probe=probe)
     assert found["steps"].tolist() == [0, 10, 20]
     assert found["loss"][0] == pytest.approx(0.125)
     assert (np.diff(found["loss"]) < 0).all()
     assert found["w1"][0] == 1
-    found = chu2023.settle(BP(net), one, one, lr=0.1, at=[100, 200, 300], target=1e-9)
+    found = chu2023.train_full_batch(
+        BP(net), one, one, lr=0.1, probe_at=[100, 200, 300], target=1e-9
+    )
     assert len(found["steps"]) == len(found["loss"]) == 1
 
 
@@ -202,7 +204,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="must rise"):
         chu2023.chain_flow([0.0], [0.0], [1.0, 0.5])
     with pytest.raises(ValueError, match="must rise"):
-        chu2023.settle(BP(net), x, x[:, :2], lr=0.1, at=[])
+        chu2023.train_full_batch(BP(net), x, x[:, :2], lr=0.1, probe_at=[])
 
 
 @pytest.mark.parametrize("kind", [FA, DFA])

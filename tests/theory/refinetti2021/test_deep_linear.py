@@ -35,7 +35,9 @@ def noisy_batches(count: int, size: int) -> list[tuple[Tensor, Tensor]]:
 def test_the_recursion_is_the_network(kind: str, size: int) -> None:
     rule = new_rule(kind)
     batches = noisy_batches(1500, size)
-    path = dl.follow(rule, batches, lr=lambda step: 0.004 / (1 + step / 400), probe_at=[100, 1500])
+    path = dl.train_with_recursion(
+        rule, batches, lr=lambda step: 0.004 / (1 + step / 400), probe_at=[100, 1500]
+    )
     assert path.deviation.max() < 1e-12
     assert path.norm[-1].min() > 1e-3  # every layer has moved
 
@@ -43,7 +45,9 @@ def test_the_recursion_is_the_network(kind: str, size: int) -> None:
 def test_the_recursion_knows_cross_entropy() -> None:
     rule = new_rule()
     batches = [(x, y.argmax(1)) for x, y in noisy_batches(600, 4)]
-    path = dl.follow(rule, batches, lr=0.006, probe_at=[600], loss="cross_entropy", reduction="sum")
+    path = dl.train_with_recursion(
+        rule, batches, lr=0.006, probe_at=[600], loss="cross_entropy", reduction="sum"
+    )
     assert path.deviation[0] < 1e-11
     assert path.norm[-1].min() > 1e-3
 
@@ -70,7 +74,7 @@ def test_alignment_matrices_are_correlations_of_errors_in_time() -> None:
         errors.append((output - target).detach()[0])
         return (output - target).square().sum() / 2
 
-    path = dl.follow(rule, batches, lr=lr, probe_at=[30], loss=spying_loss)
+    path = dl.train_with_recursion(rule, batches, lr=lr, probe_at=[30], loss=spying_loss)
     e, x = torch.stack(errors[::2]), torch.stack([x[0] for x, _ in batches])  # one call each
     earlier = torch.tril(x @ x.T, -1)
     torch.testing.assert_close(path.matrices[0][0], -lr * e.T @ x)
@@ -93,7 +97,7 @@ def test_a_network_follows_the_modes() -> None:
     rule, (x, y, _) = new_rule(), dl.linear_task([1.0, 0.6, 0.3], 7, generator=generator(2))
     probes = [50, 200, 600, 4000]
     # F.mse_loss averages over outputs: lr = dt * 3 / 2 makes a step of dt on half the square
-    path = dl.follow(rule, [(x, y)] * 4000, lr=dt * 3 / 2, probe_at=probes)
+    path = dl.train_with_recursion(rule, [(x, y)] * 4000, lr=dt * 3 / 2, probe_at=probes)
     theory = np.linalg.norm(dl.mode_dynamics(s, depth, dt * np.array(probes)), axis=1)
     np.testing.assert_allclose(path.norm, theory, rtol=0.03, atol=1e-3)
     ratio = max(s) / min(s)
@@ -107,7 +111,9 @@ def test_equal_modes_align_strongly_and_unequal_ones_do_not() -> None:
     for s in ([0.8, 0.8, 0.8], [1.0, 0.6, 0.1]):
         rule, (x, y, _) = new_rule(), dl.linear_task(s, 7, generator=generator(2))
         probe = {"weights": lambda rule=rule: list(weight_alignment(rule).layers.values())}
-        path = dl.follow(rule, [(x, y)] * 1500, lr=0.03, probe_at=[300, 1500], probe=probe)
+        path = dl.train_with_recursion(
+            rule, [(x, y)] * 1500, lr=0.03, probe_at=[300, 1500], probe=probe
+        )
         np.testing.assert_allclose(path.strength, path.extra["weights"], atol=1e-12)
         gradients = gradient_alignment_per_sample(rule, x, y + 1, loss="mse").layers
         finals.append((path.strength[-1], np.array(list(gradients.values()))))
@@ -133,7 +139,9 @@ def test_gradients_of_a_network_align_as_the_closed_form_says() -> None:
         return [aligned(x[:1], rule.net(x[:1]) - e)[i] for i, e in enumerate(errors)]
 
     probe = {"mean": lambda: aligned(fresh, fresh @ S.T), "worst": worst}
-    seen = dl.follow(rule, [(x, y)] * 2000, lr=dt * 3 / 2, probe_at=probes, probe=probe).extra
+    seen = dl.train_with_recursion(
+        rule, [(x, y)] * 2000, lr=dt * 3 / 2, probe_at=probes, probe=probe
+    ).extra
     times = dt * np.array(probes)
     np.testing.assert_allclose(seen["mean"], dl.gradient_alignment(s, depth, times), atol=0.01)
     np.testing.assert_allclose(seen["worst"], dl.worst_alignment(s, depth, times), atol=0.01)
@@ -157,7 +165,7 @@ def test_many_recursions_are_those_of_the_networks() -> None:
     seen = dl.population_matrices(S @ turn, grams, dt=dt, probe_at=probes)
     assert seen.shape == (3, 3, 4, 3, 3)
     for i, rule in enumerate(rules):
-        path = dl.follow(rule, [(x, y)] * 1500, lr=dt * 3 / 2, probe_at=probes)
+        path = dl.train_with_recursion(rule, [(x, y)] * 1500, lr=dt * 3 / 2, probe_at=probes)
         torch.testing.assert_close(path.matrices[0] @ turn, seen[:, i, 0])
         for layer in (1, 2, 3):
             torch.testing.assert_close(path.matrices[layer], seen[:, i, layer])
@@ -183,9 +191,9 @@ def test_errors_name_what_is_wrong() -> None:
     with torch.no_grad():
         rule.net[0].weight.fill_(0.1)
     with pytest.raises(ValueError, match="start at zero"):
-        dl.follow(rule, noisy_batches(1, 1), lr=0.1, probe_at=[1])
+        dl.train_with_recursion(rule, noisy_batches(1, 1), lr=0.1, probe_at=[1])
 
 
 def test_divergence_names_the_step() -> None:
     with pytest.raises(FloatingPointError, match="at step"):
-        dl.follow(new_rule(), noisy_batches(200, 1), lr=50.0, probe_at=range(1, 201))
+        dl.train_with_recursion(new_rule(), noisy_batches(200, 1), lr=50.0, probe_at=range(1, 201))

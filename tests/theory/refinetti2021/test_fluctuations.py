@@ -26,7 +26,7 @@ def drawn(start, runs, N, *, rule, time, seed=0):
     """The reduced simulation of many runs from one point."""
     states = ReducedState.from_overlaps(**start, feedback=F, n_inputs=N).repeat(runs)
     return reduced.train_online(
-        states, rule=rule, lr=0.5, steps=round(time * N), probes=[0, round(time * N)],
+        states, rule=rule, lr=0.5, steps=round(time * N), probe_at=[0, round(time * N)],
         generator=stream(seed, "x"),
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_runs_escape_by_that_law(dfa):
     states = ReducedState.from_overlaps(**dfa.start, feedback=[1.0, -1.0], n_inputs=N).repeat(runs)
     steps = 200 * N
     run = reduced.train_online(
-        states, lr=2.0, steps=steps, probes=range(0, steps, 50), tol=dfa.level,
+        states, lr=2.0, steps=steps, probe_at=range(0, steps, 50), tol=dfa.level,
         generator=stream(0, "x"),
     )  # fmt: skip
     times = online.passage_time(run.t[1:], run.error[:, 1:], dfa.level)

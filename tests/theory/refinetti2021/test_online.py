@@ -229,9 +229,9 @@ def test_early_time_works_over_a_batch():
 )
 def test_ode_describes_the_simulation(rule, name, noise):
     start = initial_conditions([0, 1], 500, 2, 2, init_sd=0.5, teacher_output=[1.0, -0.7])
-    probes = np.unique(np.geomspace(50, 15_000, 25).astype(int))
+    at = np.unique(np.geomspace(50, 15_000, 25).astype(int))
     sgd = train_online(
-        start, rule=rule, lr=0.2, steps=15_000, generator=stream(0, "inputs", rule), probes=probes,
+        start, rule=rule, lr=0.2, steps=15_000, generator=stream(0, "inputs", rule), probe_at=at,
         activation=name, noise=noise,
     )  # fmt: skip
     ode = online.online_dynamics(

@@ -55,7 +55,7 @@ def both(case, runs, steps):
     start = start_of(case, runs)
     options = dict(
         rule=case.rule, activation=case.activation, noise=case.noise, lr=case.lr, steps=steps,
-        probes=np.unique(np.linspace(0, steps, 41).astype(int)),
+        probe_at=np.unique(np.linspace(0, steps, 41).astype(int)),
     )  # fmt: skip
     direct = simulation.train_online(start, generator=stream(0, "direct"), **options)
     law = reduced.train_online(
@@ -115,7 +115,7 @@ def test_the_comparison_can_tell_another_law():
         factor = np.sqrt(N / 50)  # the overlaps stay
         state = replace(state, n_inputs=N, w=state.w * factor, B=state.B * factor)
         law = reduced.train_online(
-            state, lr=0.5, noise=change.get("noise", 0.3), steps=50, probes=range(0, 51, 10),
+            state, lr=0.5, noise=change.get("noise", 0.3), steps=50, probe_at=range(0, 51, 10),
             generator=stream(0, "law"),
         )  # fmt: skip
         found = [
@@ -138,7 +138,7 @@ def test_fluctuates_about_the_theory_as_one_over_root_n():
             int(N), *(getattr(one, k).repeat_interleave(300, 0) for k in ("w", "v", "B", "A", "F"))
         )
         run = reduced.train_online(
-            start, lr=0.5, steps=int(time * N), probes=[time * N], generator=stream(0, "x")
+            start, lr=0.5, steps=int(time * N), probe_at=[time * N], generator=stream(0, "x")
         )
         ours, theory = (
             np.concatenate([x.reshape(-1, x[0].size) for x in (Q, R, v)], axis=1)
@@ -201,7 +201,7 @@ def test_same_seed_same_bits_whatever_is_probed():
 
     def final(probes, noise=0.2):
         options = dict(lr=0.2, steps=2100, generator=stream(3, "x"), noise=noise)
-        return reduced.train_online(start, probes=probes, **options).state
+        return reduced.train_online(start, probe_at=probes, **options).state
 
     first = final([2100])
     for probes in ([2100], [0, 7, 1500]):
@@ -239,8 +239,8 @@ def test_what_cannot_be_run_is_refused():
     options = {"lr": 0.1, "steps": 10, "generator": generator}
     with pytest.raises(ValueError, match="got 'FA'"):
         reduced.train_online(start, rule="FA", **options)
-    with pytest.raises(ValueError, match="probes must increase strictly within 0 to 10"):
-        reduced.train_online(start, probes=[0, 11], **options)
+    with pytest.raises(ValueError, match="probe_at must increase strictly within 0 to 10"):
+        reduced.train_online(start, probe_at=[0, 11], **options)
     with pytest.raises(ValueError, match=r"at least K \+ M = 4, got 3"):
         reduced.initial_conditions([0], 3, 2, 2)
     with pytest.raises(ValueError, match=r"at least K \+ M = 4, got 3"):
@@ -253,5 +253,5 @@ def test_what_cannot_be_run_is_refused():
         ReducedState.from_overlaps([[1]], [[2]], [[1]], [0], [1], [1], n_inputs=9)
     with pytest.raises(FloatingPointError, match=r"run 0 diverged: v .* steps 0 and 1000"):
         reduced.train_online(
-            start, lr=30, steps=3000, activation="linear", generator=generator, probes=[3000]
+            start, lr=30, steps=3000, activation="linear", generator=generator, probe_at=[3000]
         )

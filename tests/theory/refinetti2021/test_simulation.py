@@ -58,7 +58,7 @@ def test_every_run_equals_a_plain_reference(device, rule, name, noise):
 
 def test_probes_record_the_state_and_its_closed_form_error():
     start = initial_conditions([0, 1], 50, 3, 2, init_sd=1.0)
-    run = train_online(start, lr=0.2, steps=90, generator=stream(0, "x"), probes=[0, 10, 90])
+    run = train_online(start, lr=0.2, steps=90, generator=stream(0, "x"), probe_at=[0, 10, 90])
     np.testing.assert_array_equal(run.t, [0, 0.2, 1.8])
     for i, state in ((0, start), (2, run.state)):
         now = state.order_parameters()
@@ -74,7 +74,7 @@ def test_probes_record_the_state_and_its_closed_form_error():
 def test_error_is_half_the_mean_squared_error_of_the_network(name):
     start = initial_conditions([0], 100, 3, 2, init_sd=1.0, dtype=torch.float64)
     run = train_online(
-        start, lr=0.1, steps=1, generator=stream(0, "x"), probes=[0], activation=name
+        start, lr=0.1, steps=1, generator=stream(0, "x"), probe_at=[0], activation=name
     )
     w, v, B, A = (getattr(start, k)[0].numpy() for k in "wvBA")
     x = np.random.default_rng(0).normal(size=(100_000, 100)) / 10
@@ -86,7 +86,7 @@ def test_same_seed_same_bits_whatever_is_probed():
     start = initial_conditions([0, 1, 2], 64, 4, 2)
 
     def final(probes):
-        run = train_online(start, lr=0.2, steps=2100, generator=stream(3, "x"), probes=probes)
+        run = train_online(start, lr=0.2, steps=2100, generator=stream(3, "x"), probe_at=probes)
         return run.state
 
     first = final([2100])
@@ -140,7 +140,7 @@ def test_first_step_of_bp_is_dfa_with_the_read_out_as_feedback():
 
 def test_stops_when_every_run_is_below_the_tolerance():
     start = initial_conditions([0, 1], 100, 2, 2, init_sd=0.3, teacher_output=[1, 1])
-    options = {"rule": "BP", "lr": 0.5, "steps": 30_000, "probes": range(0, 30_001, 500)}
+    options = {"rule": "BP", "lr": 0.5, "steps": 30_000, "probe_at": range(0, 30_001, 500)}
     run = train_online(start, generator=stream(0, "x"), tol=1e-2, **options)
     assert (run.error[:, -1] < 1e-2).all()
     assert not (run.error[:, -2] < 1e-2).all()
@@ -156,7 +156,7 @@ def test_divergence_names_run_steps_and_quantity(device):
     with pytest.raises(FloatingPointError, match=want):
         train_online(
             start, lr=3, steps=3000, generator=stream(0, "x"), activation="linear",
-            probes=[3000], device=device,
+            probe_at=[3000], device=device,
         )  # fmt: skip
 
 
@@ -203,8 +203,8 @@ def test_bad_arguments_are_named():
         train_online(start, rule="FA", **options)
     with pytest.raises(ValueError, match="got 'tanh'"):
         train_online(start, activation="tanh", **options)
-    with pytest.raises(ValueError, match="probes must increase strictly within 0 to 10"):
-        train_online(start, probes=[0, 11], **options)
+    with pytest.raises(ValueError, match="probe_at must increase strictly within 0 to 10"):
+        train_online(start, probe_at=[0, 11], **options)
     with pytest.raises(ValueError, match=r"A must have shape \(1, 2\), got \(1, 3\)"):
         OnlineState(start.w, start.v, start.B, torch.ones(1, 3), start.F)
     with pytest.raises(ValueError, match=r"feedback must have shape \(2,\), got \(3,\)"):

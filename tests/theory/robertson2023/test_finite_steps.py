@@ -11,7 +11,7 @@ from fabook.networks import convnet, mlp
 from fabook.rules import BP, DFA, FA, RULES
 from fabook.streams import stream
 from fabook.theory.robertson2023 import (
-    Ledger,
+    Invariants,
     conserved,
     conserved_normalised,
     dominant_start,
@@ -45,11 +45,11 @@ def network(sizes, activation="relu", bias=True, seed=0):
     return net
 
 
-def run(rule, ledger, steps, batch, lr, loss, seed=0):
+def run(rule, tracker, steps, batch, lr, loss, seed=0):
     sizes = rule.net[0].in_features, rule.net[-1].out_features
     for step in range(steps):
         rule.sgd_step(*data(step, batch, *sizes, loss, seed), lr, loss=LOSSES[loss])
-        ledger.enter()
+        tracker.update()
 
 
 @few
@@ -68,22 +68,22 @@ def test_the_identity_holds_for_any_network_loss_batch_and_rule(
 ):
     net = network(sizes, activation, bias, seed)
     bound = RULES[rule](net, generator=stream(seed, "f"))
-    ledger = Ledger(bound)
+    tracker = Invariants(bound)
     start = conserved(bound)
-    run(bound, ledger, 6, batch, lr, loss, seed)
-    assert ledger.residual() < 1e-11
+    run(bound, tracker, 6, batch, lr, loss, seed)
+    assert tracker.residual() < 1e-11
     for name, c in conserved(bound).items():
-        torch.testing.assert_close(ledger.drift()[name], c - start[name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(tracker.drift()[name], c - start[name], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", ["FA", "DFA"])
 def test_the_invariant_of_fa_only_rises(rule):
     bound = RULES[rule](network([5, 6, 7, 3]), generator=stream(0, "f"))
-    ledger = Ledger(bound)
-    last = {name: torch.zeros(1) for name in ledger.drift()}
+    tracker = Invariants(bound)
+    last = {name: torch.zeros(1) for name in tracker.drift()}
     for _ in range(5):
-        run(bound, ledger, 3, 4, 0.2, "cross_entropy")
-        now = ledger.drift()
+        run(bound, tracker, 3, 4, 0.2, "cross_entropy")
+        now = tracker.drift()
         assert all((now[name] >= last[name] - 1e-14).all() for name in now)
         last = now
     assert all(float(c.sum()) > 1e-4 for c in last.values())
@@ -92,36 +92,36 @@ def test_the_invariant_of_fa_only_rises(rule):
 def test_a_ledger_splits_the_drift_into_norm_and_alignment():
     net = network([5, 6, 3], bias=False)
     bound = FA(net, generator=stream(0, "f"))
-    ledger, B = Ledger(bound), bound.feedback["0"]
+    tracker, B = Invariants(bound), bound.feedback["0"]
     norm, aligned = net[0].weight.square().sum(1) / 2, (B * net[2].weight).sum(0)
-    run(bound, ledger, 8, 4, 0.1, "mse")
+    run(bound, tracker, 8, 4, 0.1, "mse")
     now = net[0].weight.square().sum(1) / 2 - norm, (B * net[2].weight).sum(0) - aligned
-    torch.testing.assert_close(ledger.norm_change()["0"], now[0].detach())
-    torch.testing.assert_close(ledger.partner_change()["0"], now[1].detach())
-    torch.testing.assert_close(ledger.drift()["0"], (now[0] - now[1]).detach())
-    assert ledger.explained()["0"].min() >= 0
+    torch.testing.assert_close(tracker.norm_change()["0"], now[0].detach())
+    torch.testing.assert_close(tracker.partner_change()["0"], now[1].detach())
+    torch.testing.assert_close(tracker.drift()["0"], (now[0] - now[1]).detach())
+    assert tracker.explained()["0"].min() >= 0
 
 
 def test_weights_that_cross_zero_enter_the_law_of_signs():
     net = network([5, 6, 3], bias=False)
     bound = RULES["uSF"](net)
     signs = net[2].weight.sign()
-    ledger = Ledger(bound)
-    run(bound, ledger, 60, 4, 0.3, "cross_entropy")
+    tracker = Invariants(bound)
+    run(bound, tracker, 60, 4, 0.3, "cross_entropy")
     assert (net[2].weight.sign() != signs).any()
-    assert ledger.residual() < 1e-13
+    assert tracker.residual() < 1e-13
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer"])
 def test_the_moved_laws_of_normalisation_are_exact(kind):
     net = normalise(network([5, 6, 3]), kind, eps=1e-30)
     bound = FA(net, generator=stream(0, "f"))
-    moved, naive = Ledger(bound, normalised=True), Ledger(bound, control=True)
+    moved, naive = Invariants(bound, normalised=True), Invariants(bound, control=True)
     assert list(moved.drift()) == list(conserved_normalised(bound)) == ["0 weights", "0 scales"]
     for step in range(20):
         bound.sgd_step(*data(step, 8, 5, 3, "cross_entropy"), 0.1)
-        moved.enter()
-        naive.enter()
+        moved.update()
+        naive.update()
     assert moved.residual() < 1e-12
     assert naive.residual() > 1e-3
 
@@ -131,13 +131,13 @@ def test_convolution_pooling_and_flatten_keep_the_law():
     net = convnet((1, 8, 8), [3, 4], [5], 3, kernel=2, pool=2, activation="leaky_relu",
                   generator=g, dtype=double)  # fmt: skip
     bound = FA(net, generator=g)
-    ledger = Ledger(bound)
+    tracker = Invariants(bound)
     for step in range(6):
         x, y = data(step, 5, 64, 3, "cross_entropy")
         bound.sgd_step(x.reshape(5, 1, 8, 8), y, 0.1)
-        ledger.enter()
-    assert ledger.residual() < 1e-13
-    assert max(float(c.max()) for c in ledger.drift().values()) > 1e-5
+        tracker.update()
+    assert tracker.residual() < 1e-13
+    assert max(float(c.max()) for c in tracker.drift().values()) > 1e-5
 
 
 def test_normalisation_shares_the_layers_of_the_network():
@@ -151,12 +151,12 @@ def test_normalisation_shares_the_layers_of_the_network():
 
 def test_biases_left_out_leave_half_their_squares_unexplained():
     bound = FA(network([5, 6, 3]), generator=stream(0, "f"))
-    whole, without = Ledger(bound), Ledger(bound, biases=False)
+    whole, without = Invariants(bound), Invariants(bound, biases=False)
     start = bound.net[0].bias.detach().clone()
     for step in range(20):
         bound.sgd_step(*data(step, 8, 5, 3, "cross_entropy"), 0.1)
-        whole.enter()
-        without.enter()
+        whole.update()
+        without.update()
     assert whole.residual() < 1e-13
     assert without.residual() > 1e-3
     b = bound.net[0].bias.detach()
@@ -168,7 +168,7 @@ def test_biases_left_out_leave_half_their_squares_unexplained():
 def test_what_breaks_the_law_leaves_drift_unexplained(broken):
     net = network([5, 8, 3], activation="tanh" if broken == "tanh" else "relu")
     bound = FA(net, generator=stream(0, "f"))
-    ledger = Ledger(bound, control=broken == "tanh")
+    tracker = Invariants(bound, control=broken == "tanh")
     if broken == "Adam":
         optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
     else:
@@ -177,8 +177,8 @@ def test_what_breaks_the_law_leaves_drift_unexplained(broken):
     for step in range(20):
         bound.backward(*data(step, 8, 5, 3, "cross_entropy"))
         optimizer.step()
-        ledger.enter()
-    assert ledger.residual() > 1e-3
+        tracker.update()
+    assert tracker.residual() > 1e-3
 
 
 def test_a_dominant_start_is_its_formula_and_stays_aligned():
@@ -192,10 +192,10 @@ def test_a_dominant_start_is_its_formula_and_stays_aligned():
         half = (W.square().sum(1) + b.square()) / 2
         torch.testing.assert_close(above, B * (1.5 * half / B.square().sum(0)))
         torch.testing.assert_close((above * B).sum(0), 1.5 * half)
-    ledger = Ledger(bound)
+    tracker = Invariants(bound)
     for _ in range(10):
-        run(bound, ledger, 5, 20, 0.02, "cross_entropy")
-        for law in ledger.laws.values():
+        run(bound, tracker, 5, 20, 0.02, "cross_entropy")
+        for law in tracker.quantities.values():
             assert (law.partner() >= law.norm()).all()
 
 
@@ -204,7 +204,7 @@ def test_a_start_along_the_feedback_has_the_sign_of_its_factor_and_no_guarantee(
     net = network([5, 9, 8, 3], bias=True)
     bound = FA(net, generator=stream(0, "f"))
     dominant_start(bound, factor=factor)
-    for law in Ledger(bound).laws.values():
+    for law in Invariants(bound).quantities.values():
         torch.testing.assert_close(law.partner(), factor * law.norm())
         assert (law.norm() > law.partner()).all()
 

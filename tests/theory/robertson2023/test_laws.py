@@ -11,7 +11,7 @@ from fabook.networks import Scale, convnet, mlp
 from fabook.rules import BP, BRSF, FA, FRSF, RULES, USF, KolenPollack
 from fabook.streams import stream
 from fabook.theory.chu2023 import jacobian
-from fabook.theory.robertson2023 import Ledger, conserved, conserved_normalised
+from fabook.theory.robertson2023 import Invariants, conserved, conserved_normalised
 
 few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
 double = torch.float64
@@ -266,11 +266,11 @@ def test_a_rule_of_ones_own_has_the_law_that_its_class_declares():
     bound = Doubled(net, generator=stream(0, "f"))
     with pytest.raises(ValueError, match="Doubled sends no linear image"):
         jacobian(bound, randn(2, 5))
-    start, ledger = conserved(bound)["0"], Ledger(bound)
+    start, tracker = conserved(bound)["0"], Invariants(bound)
     for step in range(20):
         bound.sgd_step(randn(7, 5, seed=step), labels(7, 3, seed=step), 0.1)
-        ledger.enter()
-    assert ledger.residual() < 1e-13
+        tracker.update()
+    assert tracker.residual() < 1e-13
     own = (net[0].weight.square().sum(1) + net[0].bias.square()) / 2
     want = own - 2 * (bound.drawn("0") * net[2].weight).sum(0)
     torch.testing.assert_close(conserved(bound)["0"], want.detach())

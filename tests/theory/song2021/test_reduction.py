@@ -80,7 +80,7 @@ def assert_same(got, want):
 def test_reduction_is_the_plain_network(activation, penalty, device):
     rule, x, y = problem(device, activation)
     looks = [0, 1, 2, 50, 1000, 1200]
-    got = reduced(rule, x, y, activation, lr=2e-3, penalty=penalty, steps=1200, look_at=looks)
+    got = reduced(rule, x, y, activation, lr=2e-3, penalty=penalty, steps=1200, probe_at=looks)
     assert_same(got, plain(rule, x, y, lr=2e-3, penalty=penalty, steps=1200, looks=looks))
 
 
@@ -88,7 +88,7 @@ def test_cut_off_penalty_is_the_plain_network(device):
     rule, x, y = problem(device)
     looks = [0, 99, 100, 101, 300]
     runs = linear_runs([rule], [x], [y])
-    got = train_linear(runs, lr=2e-3, penalty=2.0, until=100, steps=300, look_at=looks)
+    got = train_linear(runs, lr=2e-3, penalty=2.0, until=100, steps=300, probe_at=looks)
     assert_same(got, plain(rule, x, y, lr=2e-3, penalty=2.0, until=100, steps=300, looks=looks))
 
 
@@ -97,7 +97,7 @@ def test_cut_off_penalty_of_other_units_is_the_plain_network(activation, device)
     rule, x, y = problem(device, activation)
     options = {"lr": 2e-3, "penalty": 2.0, "until": 100, "steps": 300}
     looks = [0, 99, 100, 101, 300]
-    got = train_two_layer(rule, x, y, look_at=looks, **options)
+    got = train_two_layer(rule, x, y, probe_at=looks, **options)
     assert_same(got, plain(rule, x, y, looks=looks, **options))
     with pytest.raises(ValueError, match="until must be a step"):
         train_two_layer(rule, x, y, **(options | {"until": -1}))
@@ -105,7 +105,7 @@ def test_cut_off_penalty_of_other_units_is_the_plain_network(activation, device)
 
 def test_two_reductions_of_a_linear_network_agree(device):
     rule, x, y = problem(device)
-    options = {"lr": 2e-3, "penalty": 0.1, "steps": 400, "look_at": range(0, 401, 50)}
+    options = {"lr": 2e-3, "penalty": 0.1, "steps": 400, "probe_at": range(0, 401, 50)}
     one = train_two_layer(rule, x, y, **options)
     other = train_linear(linear_runs([rule], [x], [y]), **options)
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-11)
@@ -149,8 +149,8 @@ def rule_of_stopping(loss, stop):
 def test_stopping_rule_is_the_published_loop(activation, least, change, device):
     rule, x, y = problem(device, activation)
     stop = Stop(least=least, every=100, change=change)
-    every = reduced(rule, x, y, activation, lr=2e-3, steps=5000, look_at=range(5001))
-    seen = reduced(rule, x, y, activation, lr=2e-3, steps=5000, stop=stop, look_at=[7])
+    every = reduced(rule, x, y, activation, lr=2e-3, steps=5000, probe_at=range(5001))
+    seen = reduced(rule, x, y, activation, lr=2e-3, steps=5000, stop=stop, probe_at=[7])
     assert seen.settled.all()
     assert seen.stopped[0] == rule_of_stopping(every.loss[:, 0], stop) == seen.steps[-1]
     assert seen.final("cosine")[0] == every.cosine[seen.stopped[0], 0]
@@ -163,7 +163,7 @@ def test_stopping_rule_is_the_published_loop(activation, least, change, device):
 def test_one_early_look_without_change_is_enough(device):
     rule, x, y = problem(device)
     options = {"lr": 2e-3, "penalty": 1.0, "steps": 3000}
-    every = reduced(rule, x, y, "linear", look_at=range(3001), **options)
+    every = reduced(rule, x, y, "linear", probe_at=range(3001), **options)
     looks = every.loss[9::10, 0]
     small = np.abs(np.diff(looks)) < 0.05
     turn = int(np.argmax(small))  # early, and the loss moves again after it
@@ -241,7 +241,7 @@ def test_first_step_of_the_error_is_that_of_the_kernels(device):
     G, H = kernel_matrices(rule, x)
     errors = []
     train_two_layer(
-        rule, x, y, lr=lr, steps=1, look_at=[0, 1],
+        rule, x, y, lr=lr, steps=1, probe_at=[0, 1],
         probe={"e": lambda s: errors.append(s.hidden @ s.beta * s.h - s.y) or 0.0},
     )  # fmt: skip
     want = errors[0] - 2 / len(x) * lr * (G + H) @ errors[0]
@@ -341,7 +341,7 @@ def test_quasi_static_is_what_wide_networks_do(device):
     y = x @ torch.randn(30, generator=stream(0, "t"), dtype=torch.float64).to(device)
     at = [10_000, 20_000, 40_000]
     setting = {"lr": 1e-3, "penalty": 1.0}
-    seen = train_linear(linear_runs([rule], [x], [y]), steps=40_000, look_at=at, **setting)
+    seen = train_linear(linear_runs([rule], [x], [y]), steps=40_000, probe_at=at, **setting)
     cosine, loss = quasi_static(x, y, at, width=6400, **setting)
     np.testing.assert_allclose(seen.cosine[:, 0], cosine, atol=0.02)
     np.testing.assert_allclose(seen.loss[:, 0], loss, rtol=0.05)
@@ -411,7 +411,7 @@ def test_other_networks_are_refused(make, message):
         ({"penalty": 1000.0}, r"\[0, 500\)"),
         ({"penalty": [0.0, 0.1]}, "one for each of 1 runs"),
         ({"steps": -1}, "steps must not be negative; got -1"),
-        ({"look_at": [11]}, r"look_at must lie in \[0, 10\]; got \[11\]"),
+        ({"probe_at": [11]}, r"probe_at must lie in \[0, 10\]; got \[11\]"),
         ({"until": -1}, "until must be"),
     ],
 )
