@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -199,7 +200,8 @@ def _one(plan: Plan, path: Path, common: str, running: _Running) -> dict[str, An
             return dict(known) | {"cached": True}
     except (OSError, ValueError, KeyError):
         pass
-    found = _run(plan, path, target.with_suffix(".part"), running)
+    with tempfile.TemporaryDirectory(prefix="bookkit-result-") as work:
+        found = _run(plan, path, Path(work) / "result.json", running)
     found |= {"submission": path.name, "key": key}
     _write(target, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     _write(plan.out / "feedback" / f"{path.name}.txt", feedback(plan, found))
@@ -212,7 +214,6 @@ def _run(plan: Plan, path: Path, made: Path, running: _Running) -> dict[str, Any
     command += [str(plan.homework / "autograder.zip"), str(made)]
     command += ["--limit", str(plan.limit), "--memory", str(plan.memory)]
     environment = os.environ | dict.fromkeys(THREADS, "1") | {"FABOOK_COURSE": str(plan.course)}
-    made.unlink(missing_ok=True)
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, cwd=plan.homework,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -233,8 +234,6 @@ def _run(plan: Plan, path: Path, made: Path, running: _Running) -> dict[str, Any
         return dict(json.loads(made.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {"error": why or f"the grader ended with {process.returncode}", "final": False}
-    finally:
-        made.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

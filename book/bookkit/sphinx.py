@@ -1,10 +1,11 @@
 """Sphinx extension: what the site shows of claims and runs, made from results files alone.
 
 Directives whose content is the template of the same name: `{claims}`, `{scorecard}`,
-`{how-made}`, `{cards}`, `{chips}` and `{not-held}`. They speak of the page they stand on (a
-notebook, or a paper's chapter), or of the one that is named. `{lead}` is the opening of a page;
-`{hero}` and `{result-figure}` show a figure that the notebook stored with `run.figure`, at the
-paper's scale and of the run behind this build, with links to the numbers behind it.
+`{how-made}`, `{cards}`, `{chips}`, `{not-held}` and `{exercises}`. They speak of the page they
+stand on (a notebook, or a paper's chapter), or of the one that is named; the last lists those of
+all notebooks. `{lead}` is the opening of a page; `{hero}` and `{result-figure}` show a figure that
+the notebook stored with `run.figure`, at the paper's scale and of the run behind this build, with
+links to the numbers behind it.
 
 The executed notebooks are copied into the book's folder before Sphinx looks for pages, so that
 `jupyter-book build book/` builds the whole site.
@@ -36,10 +37,10 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx_design.shared import create_component
 
-from bookkit import cache, citing, claims, images, notebooks, tables
+from bookkit import cache, citing, claims, exercises, images, notebooks, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
-MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held")
+MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held", "exercises")
 SCALES = {"paper": "Paper scale", "quick": "Quick run of this build"}
 MATHJAX = (
     "startup.js",
@@ -235,6 +236,12 @@ class Book:
         now = cache.sources(self.root / "notebooks" / f"{name}.md", self.root)
         return sorted(file for file in then.keys() | now.keys() if then.get(file) != now.get(file))
 
+    def tasks(self, own: str) -> list[exercises.Task]:
+        """The tasks of all notebooks in reading order, after those of a page of its own."""
+        text = (self.root / "book" / f"{own}.md").read_text(encoding="utf-8")
+        found = exercises.tasks("", text)
+        return found + [t for name in self.names for t in exercises.tasks(name, self.prose(name))]
+
     def works(self, what: str) -> list[str]:
         """BibTeX of the paper that a page is about, else of the works that the page cites."""
         known = citing.entries(self.root / "book" / "references.bib")
@@ -366,14 +373,16 @@ class Made(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         book: Book = vars(self.env.app)["bookkit"]
         what = self.arguments[0] if self.arguments else book.about(self.env.docname)
-        about = "" if what == "short" else what
+        about = "" if what == "short" or self.name == "exercises" else what
         if about and not book.pages(about):
             raise BookError(
                 f"{self.env.docname}: {{{self.name}}} {what}: no such notebook or paper"
             )
         for path in self._sources(book, about):
             self.env.note_dependency(str(path))
-        text = render(self.name, book=book, what=what, docname=self.env.docname)
+        text = render(
+            self.name, book=book, what=what, docname=self.env.docname, exercises=exercises
+        )
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
     def _sources(self, book: Book, about: str) -> Iterator[Path]:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bookkit import notebooks
+from bookkit import exercises, notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "book" / "teach" / "exercises.md").read_text(encoding="utf-8")
 SOLUTIONS = dict(re.findall(r"````\{solution\} (\S+)\n(.*?)\n````", PAGE, re.DOTALL))
+STARS = {"Warm-up": 1, "Change a parameter": 2, "Open": 3}
 LABELS = re.findall(r"```\{exercise\} .*\n:label: (\S+)", PAGE)
 
 
@@ -30,24 +31,47 @@ def test_solutions_run(label: str) -> None:
     assert torch.get_default_dtype() == before
 
 
-def test_the_index_leads_to_every_page_with_exercises() -> None:
-    made: dict[str, str] = {}
-    pages = [*notebooks.sources(ROOT), *(ROOT / "book").glob("*.md")]
-    for path in pages:
-        text = path.read_text(encoding="utf-8")
-        found = re.findall(r"\{exercise(?:-start)?\}.*\n:label: (\S+)", text)
-        made |= dict.fromkeys(found, path.relative_to(ROOT).as_posix())
-    made.pop("ex-descent")  # on how to read a page, the example of what a solution looks like
-    by_paper = PAGE.split("## By paper")[1].split("## By skill")[0]
-    listed = set(re.findall(r"ex-[a-z-]+", by_paper))
-    assert listed <= made.keys() | set(LABELS)
-    linked = {
-        link.lstrip("/").replace(".ipynb", ".md") for link in re.findall(r"\]\((\S+)\)", by_paper)
-    }
-    assert set(made.values()) == linked
-    assert {made[label] for label in listed if label in made} == linked
-    rows = [line for line in by_paper.splitlines() if "ex-" in line]
-    assert all(re.search(r"\| ★{1,3} \| \d+ \|$", row) for row in rows)
+@pytest.mark.parametrize("path", notebooks.sources(ROOT), ids=lambda path: path.stem)
+def test_every_notebook_has_exercises_from_warm_up_to_open(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tasks = exercises.tasks(path.stem, text)
+    assert 3 <= len(tasks) <= 5
+    minutes = {task.skill: task.minutes for task in tasks}
+    assert minutes["Warm-up"] == 5
+    assert minutes["Change a parameter"] == 10
+    assert minutes["Open"] == 60
+    assert any(15 <= minutes.get(skill, 0) <= 30 for skill in ("Code", "Derive", "Predict"))
+    wrong = [t for t in tasks if t.skill in STARS and t.stars != STARS[t.skill]]
+    assert not wrong
+    for label in exercises.blocks(text):
+        solution = exercises.solution(text, label)
+        assert solution.startswith(":class: dropdown"), f"{label} has no folded solution"
+        own = [task for task in tasks if task.label == label]
+        if own != [task for task in own if task.skill == "Open"]:
+            code = re.findall(r"```\{code-cell\}.*?\n(.*?)```", solution, re.DOTALL)
+            assert "assert " in "".join(code), f"the code of {label} checks nothing"
+        for number in (str(task.number) for task in own if task.number):
+            answered = re.findall(r"^(?:\*\*)?([\d, and]+)\.", solution, re.MULTILINE)
+            assert number in re.findall(r"\d", " ".join(answered)), (
+                f"{label}: no answer to {number}"
+            )
+
+
+def test_tasks_are_sorted() -> None:
+    found = exercises.tasks("", PAGE)
+    assert [task.label for task in found] == LABELS
+    assert {t.skill for t in found} == {"Warm-up", "Change a parameter", "Code", "Open"}
+    by_length = exercises.sort(found, "length")
+    assert [t.label for t in by_length["5 minutes"]] == ["ex-teach-transport", "ex-teach-chance"]
+    assert [t.label for t in by_length["an hour"]] == ["ex-teach-open"]
+    by_skill = exercises.sort(found, "skill")
+    assert list(by_skill) == list(exercises.SKILLS)
+    for text, message in (
+        ("Count. Why?", "has no task"),
+        ("★ *Guess, 5 minutes.* Why?", "is none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            exercises.tasks("a", f"```{{exercise}}\n:label: ex-a\n{text}\n```")
 
 
 def test_the_slides_are_a_deck() -> None:
