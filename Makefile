@@ -22,7 +22,7 @@ stage = @echo "==> $(1)"; start=$$(date +%s); \
 pytest = $(BIN)/pytest -q --junitxml=$(CHECKS)/$(1).xml
 
 .NOTPARALLEL:
-.PHONY: homework test-homework slides help install book test fresh lint types unit fast quick claims nbval site browser check faults paper readme bench serve clean
+.PHONY: homework test-homework bench-grading slides help install book test fresh lint types unit fast quick claims nbval site browser check faults paper readme bench serve clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -120,8 +120,11 @@ $(HOMEWORK)/.installed: pyproject.toml constraints-homework.txt
 	-c constraints-homework.txt -e ".[grading]")
 	@touch $@
 
-test-homework: $(STAMP) homework ## Grade every homework's known answers with otter, and the grader
+test-homework: $(STAMP) homework browser ## Grade every homework's known answers with otter, and the grader
 	$(call stage,homework answers,$(call pytest,homework) --otter tests/homework tests/bookkit/test_grading.py)
+
+bench-grading: $(STAMP) homework ## Grade 200 generated submissions: minutes and memory, into the book
+	@$(BIN)/python tests/bench_grading.py --jobs $(JOBS) --page
 
 slides: $(STAMP) ## Make the slides of the first hour: _build/slides
 	@mkdir -p _build/slides

@@ -112,6 +112,18 @@ WRONG: dict[str, list[Wrong]] = {
             {"q3": "the mean over the batch was taken twice"},
         ),
         Wrong(
+            "mean for sum",
+            {"b[l] -= lr * d.sum(0)": "b[l] -= lr * d.mean(0)"},
+            {"q3": 0.75},
+            {"q3": "the sum of its signals over the batch, not by their mean"},
+        ),
+        Wrong(
+            "sum for mean",
+            {"W[l] -= lr * d.T @ h[l - 1]": "W[l] -= lr * len(x) * d.T @ h[l - 1]"},
+            {"q3": 1.5},  # steps 32 times too long: the hidden layers only do harm
+            {"q3": "the sum over the batch, not of the mean"},
+        ),
+        Wrong(
             "weights changed before the error goes down",
             {
                 SHALLOW: "W[3] -= lr * delta[3].T @ h[2]\n    " + SHALLOW,

@@ -74,6 +74,14 @@ def test_tasks_are_sorted() -> None:
             exercises.tasks("a", f"```{{exercise}}\n:label: ex-a\n{text}\n```")
 
 
+def test_the_syllabus_says_of_every_page_what_it_is_for() -> None:
+    syllabus = (ROOT / "book" / "teach" / "syllabus.md").read_text(encoding="utf-8")
+    table = syllabus.split("page by page")[1].split("## ")[0]
+    rows = re.findall(r"^\| \[.+?\]\(/(\S+)\.ipynb\) \| .{20,} \| .{5,} \|$", table, re.MULTILINE)
+    pages = [p.relative_to(ROOT).with_suffix("").as_posix() for p in notebooks.sources(ROOT)]
+    assert sorted(rows) == sorted(pages)
+
+
 def test_the_slides_are_a_deck() -> None:
     deck = (ROOT / "book" / "teach" / "slides.md").read_text(encoding="utf-8")
     assert deck.count('"slide_type": "slide"') + deck.count("slide_type: slide") >= 8
