@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import fabook
-from bookkit import build, cache, claims, sphinx, web
+from bookkit import build, cache, claims, exercises, sphinx, web
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = [
@@ -79,6 +79,8 @@ INTRO = """# Toy
 ```
 ```{cards} toy
 ```
+```{exercises}
+```
 ```{how-made}
 ```
 """
@@ -106,6 +108,23 @@ See {numref}`fig-toy`.
 ## Experiment
 
 ```{not-held}
+```
+
+## Exercises
+
+```{exercise-start}
+:label: ex-toy
+```
+1. ★ *Warm-up, 5 minutes.* Why is the dot black?
+2. ★★★ *Open, an hour.* Should it be?
+```{exercise-end}
+```
+
+```{solution-start} ex-toy
+:class: dropdown
+```
+**1.** It has no colour. **2.** Who knows.
+```{solution-end}
 ```
 
 ## Limits
@@ -238,6 +257,16 @@ def test_tables_take_every_number_from_the_results(book: sphinx.Book) -> None:
     assert "Toy et al. 1999" in short
     assert "✓ 1 reproduced" in short
     assert "○ 2 not run" in short
+
+
+def test_exercises_are_listed_by_paper_skill_and_length(book: sphinx.Book) -> None:
+    values = dict(book=book, what="", docname="intro", exercises=exercises)
+    by_paper, _, rest = sphinx.render("exercises", **values).partition("## By skill")
+    by_skill, _, by_length = rest.partition("## By length")
+    assert "* - [One](/notebooks/toy/one.ipynb)\n  - {ref}`ex-toy`, 2\n  - Open\n" in by_paper
+    assert "**Open**, no one answer: {ref}`One, 2 <ex-toy>` (60)." in by_skill
+    assert "Derive" not in by_skill
+    assert "**An hour**: {ref}`One, 2 <ex-toy>` ★★★." in by_length
 
 
 def test_how_made_tells_what_makes_the_page_again(book: sphinx.Book) -> None:
