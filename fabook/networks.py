@@ -246,49 +246,6 @@ def two_layer(
     return net.append(Scale(n_hidden**-0.5))
 
 
-def committee(
-    n_inputs: int,
-    n_hidden: int,
-    *,
-    activation: str = "erf",
-    init_sd: float = 1.0,
-    generator: Generator | None = None,
-    dtype: torch.dtype | None = None,
-) -> nn.Sequential:
-    r"""Soft committee machine $\hat y = \sum_k v_k\, g(w_k \cdot x/\sqrt N)$.
-
-    The two-layer student (or teacher) of Saad & Solla (1995) and Refinetti et al. (2021), with
-    trained second layer, for use with the feedback rules. Online learning of many such students at
-    once is in :mod:`fabook.theory.refinetti2021.simulation`.
-
-    Args:
-        n_inputs: N.
-        n_hidden: K.
-        activation: ``erf``, ``relu`` or ``linear`` (any of ``ACTIVATIONS`` works).
-        init_sd: standard deviation of every weight.
-        generator: CPU generator of the weights.
-        dtype: floating dtype.
-
-    Raises:
-        ValueError: as :func:`.mlp`.
-
-    Example:
-        >>> g = torch.Generator().manual_seed(0)
-        >>> committee(500, 2, generator=g)(torch.zeros(3, 500)).shape
-        torch.Size([3, 1])
-    """
-    hidden, act, read_out = mlp(
-        [n_inputs, n_hidden, 1],
-        activation=activation,
-        bias=False,
-        init="standard_normal",
-        scale=init_sd,
-        generator=generator,
-        dtype=dtype,
-    )
-    return nn.Sequential(hidden, Scale(n_inputs**-0.5), act, read_out)
-
-
 def convnet(
     input_shape: tuple[int, int, int],
     channels: Sequence[int],

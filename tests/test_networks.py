@@ -12,7 +12,6 @@ from fabook.networks import (
     INITS,
     Erf,
     Scale,
-    committee,
     convnet,
     draw,
     linear_net,
@@ -89,17 +88,6 @@ def test_two_layer_is_its_formula():
     assert two_layer(6, 50, generator=g())(x).shape == (9, 1)
 
 
-@pytest.mark.parametrize("name", ["erf", "relu", "linear"])
-def test_committee_is_its_formula(name):
-    net = committee(50, 3, activation=name, init_sd=0.5, generator=g())
-    x = torch.randn(9, 50, generator=g(1))
-    w, v = (p.detach() for p in net.parameters())
-    lam = x @ w.T / math.sqrt(50)
-    phi = {"erf": torch.erf(lam / 2**0.5), "relu": lam.clamp(min=0), "linear": lam}[name]
-    torch.testing.assert_close(net(x).detach(), phi @ v.T)
-    assert 0.4 < float(w.std()) < 0.6
-
-
 def test_convnet_layers_and_shapes(dtype):
     x = torch.zeros(2, 1, 12, 11, dtype=dtype)
     net = convnet(
@@ -156,7 +144,6 @@ def test_networks_take_nothing_from_the_global_random_state():
             mlp([5, 4, 3], generator=g(seed)),
             mlp([5, 4, 3], init="orthogonal", generator=g(seed)),
             two_layer(5, 4, generator=g(seed)),
-            committee(5, 4, generator=g(seed)),
             convnet((1, 6, 6), [2], [4], 3, generator=g(seed)),
         ]
         for seed in (0, 0, 1)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fabook.networks import ACTIVATIONS, Scale, committee, convnet, linear_net, mlp, two_layer
+from fabook.networks import ACTIVATIONS, Scale, convnet, linear_net, mlp, two_layer
 from fabook.rules import (
     BP,
     BRSF,
@@ -982,7 +982,7 @@ def test_every_network_of_the_library_trains_under_every_rule(device):
             mlp([4, 3, 2], generator=g),
             linear_net([4, 3, 2], init="normal", generator=g),
             two_layer(4, 3, n_outputs=2, generator=g),
-            committee(4, 3, generator=g),
+            mlp([4, 3, 1], activation="erf", bias=False, generator=g).insert(1, Scale(0.5)),
         ],
         (1, 6, 6): [convnet((1, 6, 6), [2, 2], [5], 2, pool=1, generator=g)],
     }

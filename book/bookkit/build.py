@@ -17,7 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
-from bookkit import notebooks, web
+from bookkit import claims, notebooks, web
 from bookkit.sphinx import Book, BookError, toc_pages
 
 
@@ -42,6 +42,8 @@ def build(
     import filelock
 
     root = Path(root).resolve()
+    if root == claims.PACKAGED:
+        raise BookError("the site is built in a clone of the repository; change into one")
     out = root / out
     work, site = out / "book_work", out / "html"
     book = Book(root, out, preset)  # what is missing is named before work starts

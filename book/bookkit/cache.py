@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bookkit import claims, parameters
-from bookkit.notebooks import Job, digest, drawings
+from bookkit.files import digest
+from bookkit.notebooks import Job, drawings
 
 UNCHECKED = ("checksum", "date", "minutes")  # fields outside the results' own checksum
 NAMED = ("torch", "numpy", "scipy", "fabook")  # packages whose versions a results file names
@@ -221,7 +222,7 @@ def _file(path: Path, size: int, mtime_ns: int) -> str:
 def _data(job: Job) -> list[list[str]] | None:
     """Content of the data folder, where a run may read it."""
     folder = job.settings.get("FABOOK_DATA")
-    if not folder or (job.preset == "quick" and not job.custom):
+    if not folder or (job.preset == "quick" and not job.own):
         return None
     found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     stats = [(path, path.stat()) for path in found]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
 
-def entries(path: Path) -> dict[str, str]:
-    """The entries of a BibTeX file as they are written, by key; each ends with a `}` on a line."""
-    text = path.read_text(encoding="utf-8")
-    found = re.finditer(r"^@\w+\{([^,\s]+),.*?^\}", text, re.DOTALL | re.MULTILINE)
-    return {match[1]: match[0] for match in found}
+@functools.lru_cache(maxsize=4)
+def entries(path: Path) -> Any:
+    """The entries of a BibTeX file by key, as pybtex reads them; none if there is no file."""
+    from pybtex.database import BibliographyData, parse_file
+
+    return (parse_file(str(path)) if path.is_file() else BibliographyData()).entries
+
+
+def bibtex(entry: Any) -> str:
+    """An entry as BibTeX."""
+    return str(entry.to_string("bibtex")).strip()
 
 
 def of_book(citation: Path, url: str = "") -> str:

@@ -6,13 +6,12 @@ The claim is `not reproduced` if one of its checks fails, `reproduced` if all ho
 if the interval of one contains its bound: more seeds are needed then. What the preset does not
 check is `not run`.
 
-This module imports the standard library only; numpy and scipy are imported where they are used.
+This module needs the standard library only; numpy and scipy are imported where they are used.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import math
 import operator
@@ -23,6 +22,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bookkit.files import digest, toml
 
 PACKAGED = Path(__file__).resolve().parent / "_book"  # claims and results in a wheel
 PRESETS = ("quick", "paper")
@@ -234,18 +235,14 @@ class Claim:
             [check.quantity, check.comparison, check.bounds[preset], check.statistic]
             for check in self.checks_in(preset)
         ]
-        return hashlib.sha256(json.dumps(checks).encode()).hexdigest()[:16]
+        return digest(checks)[:16]
 
 
 def _read(root: str | Path | None) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     path = Path(root or find_root()) / "book" / "claims.toml"
     try:
-        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except tomllib.TOMLDecodeError as error:
+        return toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ClaimsError(f"{path}: {error}") from error
 
 

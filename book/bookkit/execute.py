@@ -34,7 +34,8 @@ from types import FrameType
 from typing import Any
 
 from bookkit import cache, claims, parameters
-from bookkit.notebooks import Job, check_data, digest, without_image
+from bookkit.files import digest
+from bookkit.notebooks import Job, check_data, without_image
 from bookkit.parameters import UsageError
 
 SCHEDULER_TIMEOUT = 10.0  # seconds to wait for a Dask scheduler's answer

@@ -8,13 +8,13 @@ which shows the committed results of the paper preset where there are any.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bookkit import address, claims, notebooks, parameters, plain
-from bookkit.notebooks import Notebook, digest
+from bookkit.files import digest, write
+from bookkit.notebooks import Notebook
 from bookkit.parameters import UsageError
 from bookkit.record import GLUE_PREFIX
 
@@ -66,10 +66,7 @@ def export(
             )
     files |= {path: f"{nbformat.writes(page.notebook())}\n" for path, page in pages.items()}
     for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write(path, text)
     return {path: bool(page.stored) for path, page in pages.items()}
 
 

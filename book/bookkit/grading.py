@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bookkit.files import write
+
 SUFFIXES = (".ipynb", ".zip")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CELLS = 20  # limits of one cell that a whole submission may take
@@ -203,8 +205,8 @@ def _one(plan: Plan, path: Path, common: str, running: _Running) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="bookkit-result-") as work:
         found = _run(plan, path, Path(work) / "result.json", running)
     found |= {"submission": path.name, "key": key}
-    _write(target, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    _write(plan.out / "feedback" / f"{path.name}.txt", feedback(plan, found))
+    write(target, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write(plan.out / "feedback" / f"{path.name}.txt", feedback(plan, found))
     return found
 
 
@@ -234,12 +236,6 @@ def _run(plan: Plan, path: Path, made: Path, running: _Running) -> dict[str, Any
         return dict(json.loads(made.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {"error": why or f"the grader ended with {process.returncode}", "final": False}
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{threading.get_ident()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 # --- what the teacher and the student read -------------------------------------------------------

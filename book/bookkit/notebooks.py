@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from bookkit import claims, parameters
+from bookkit.files import digest
 from bookkit.parameters import UsageError
 
 COMMON = ("preset", "device")  # parameters that have an option of their own
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 SUFFIXES = (".md", ".ipynb")
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of bytes, or of a value as JSON."""
-    text = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()
-    return hashlib.sha256(text).hexdigest()
+UNREAD = (".markdown", ".qmd", ".rmd")  # notebooks of other tools, named where they are passed over
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,11 @@ def sources(root: Path) -> list[Path]:
     """Markdown and ipynb files below `notebooks/`, at any depth, but for hidden ones and the
     `exclude_patterns` of `book/_config.yml`.
     """
+    return [path for path in _files(root) if path.suffix in SUFFIXES]
+
+
+def _files(root: Path) -> list[Path]:
+    """The `sources`, and files that look like notebooks and are none of them."""
     import yaml
 
     config = root / "book" / "_config.yml"
@@ -88,7 +89,7 @@ def sources(root: Path) -> list[Path]:
     found = {
         path.relative_to(root).as_posix(): path
         for path in sorted((root / "notebooks").rglob("*"))
-        if path.suffix in SUFFIXES
+        if path.suffix.lower() in (*SUFFIXES, *UNREAD)
     }
     hidden = {name for name in found if any(part.startswith(".") for part in name.split("/"))}
     hidden |= {name for name in found for pattern in patterns if fnmatch(name, pattern)}
@@ -102,8 +103,8 @@ def notebooks(root: Path) -> list[Notebook]:
 
 
 def skipped(root: Path) -> list[str]:
-    """A line for each of the `sources` that is no notebook."""
-    found = [_described(path, root / "notebooks") for path in sources(root)]
+    """A line for each file that looks like a notebook and is none."""
+    found = [_described(path, root / "notebooks") for path in _files(root)]
     return [reason for reason in found if isinstance(reason, str)]
 
 
@@ -112,6 +113,8 @@ def _described(path: Path, folder: Path) -> Notebook | str:
     import yaml
 
     shown = f"notebooks/{path.relative_to(folder).as_posix()}"
+    if path.suffix not in SUFFIXES:
+        return f"{shown} is not run: notebooks end in {' or '.join(SUFFIXES)}"
     if path.suffix == ".ipynb" and path.with_suffix(".md").is_file():
         return f"{shown} is not run: {path.stem}.md beside it is the source"
     try:
@@ -162,8 +165,13 @@ def select(root: Path, names: Sequence[str]) -> list[Notebook]:
     found = list(known) if not names else []
     for name in names:
         found += _named(name, known)
-    own = [book for book in found if book not in known]
-    return [book for book in known if book in found] + own
+    own = {book.path: book for book in found if book not in known}
+    chosen = [book for book in known if book in found] + list(own.values())
+    for name, count in Counter(book.name for book in own.values()).items():
+        if count > 1:
+            paths = " and ".join(str(path) for path, book in own.items() if book.name == name)
+            raise UsageError(f"{paths} would both be stored as {name}: run them apart, with --out")
+    return chosen
 
 
 def _named(name: str, known: Sequence[Notebook]) -> list[Notebook]:
@@ -182,7 +190,8 @@ def _named(name: str, known: Sequence[Notebook]) -> list[Notebook]:
     ):
         found = [book for book in known if fits(book)]
         if len(found) > 1 and not all(book.name.startswith(f"{name}/") for book in found):
-            several = ", ".join(book.name for book in found)
+            several = ", ".join(book.name for book in found[:8])
+            several += f" and {len(found) - 8} more" if len(found) > 8 else ""
             raise UsageError(f"{name!r} is short for several notebooks: {several}")
         if found:
             return found
@@ -253,13 +262,23 @@ def plan(
     if local:
         check_data(kept)
     jobs = []
-    for notebook in select(root, names):
-        custom = checked(notebook, values or {}, preset)
+    for notebook in (selected := select(root, names)):
+        # One of several that is not understood fails by itself when its turn comes.
+        readable = len(selected) == 1 or _understood(notebook)
+        custom = checked(notebook, values or {}, preset) if readable else {}
         inside = notebook.path.is_relative_to(root / "notebooks")
         place = str(out.resolve() if inside else out.resolve() / "own")  # apart from the book's
         where = (notebook.name, notebook.path, str(root), place)
         jobs.append(Job(*where, preset, device, custom, force, kept))
     return jobs
+
+
+def _understood(notebook: Notebook) -> bool:
+    try:
+        parameters.of(notebook.path)
+    except UsageError:
+        return False
+    return True
 
 
 def settings() -> dict[str, str]:

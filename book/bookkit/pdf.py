@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urldefrag, urljoin, urlparse
 
 from bookkit import doctor, sphinx, web
+from bookkit.files import write
 
 ADDRESS = "/fabook-print.html"
 # What a reader of paper has no use for: folded code, controls, and what repeats on every page.
@@ -72,21 +73,11 @@ class Entry:
 
 
 def entries(root: Path) -> list[Entry]:
-    """The contents of the book, from `book/_toc.yml`; titles of pages are still those there."""
-    import yaml
-
-    table = yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))
-    found = [Entry("", 0, f"{table['root']}.html")]
-
-    def walk(pages: list[dict[str, Any]], level: int) -> None:
-        for page in pages:
-            found.append(Entry(page.get("title", ""), level, f"{page['file']}.html"))
-            walk(page.get("sections", []), level + 1)
-
-    for part in table.get("parts", [{"chapters": table.get("chapters", [])}]):
-        if "caption" in part:
-            found.append(Entry(part["caption"], 0))
-        walk(part["chapters"], int("caption" in part))
+    """The contents of the book; titles of pages are still those of `book/_toc.yml`."""
+    found = [
+        Entry(title, level, f"{page}.html" if page else "")
+        for level, title, page in sphinx.contents(root)
+    ]
     for number, entry in enumerate(entry for entry in found if entry.page):
         entry.key = f"p{number}"
     return found
@@ -269,11 +260,9 @@ def _finish(printed: bytes, contents: list[Entry], pages: dict[str, int], target
             writer.add_outline_item(title=entry.title, page_number=page - 1, parent=parent)
         )
     writer.add_metadata({"/Title": contents[0].title})
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
-        writer.write(part)
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, target)
+    made = io.BytesIO()
+    writer.write(made)
+    write(target, made.getvalue())
     return len(writer.pages)
 
 

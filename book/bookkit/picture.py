@@ -16,7 +16,8 @@ def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path
     """A quantity over the first swept parameter but the seed: points are runs, lines medians.
 
     Args:
-        quantity: its name, or `claim.quantity`; by default the first of the table.
+        quantity: its name, `claim.quantity`, or an end of it that only one has; by default the
+            first of the table.
 
     Raises:
         UsageError: if no run has such a quantity.
@@ -26,6 +27,8 @@ def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path
     names = {f"{row['claim']}.{row['quantity']}": row["quantity"] for row in rows if row["claim"]}
     names |= {row["quantity"]: row["quantity"] for row in rows if row["quantity"]}
     wanted = quantity or next(iter(names.values()), "")
+    ends = {name for key, name in names.items() if key.endswith(f".{wanted}")}
+    wanted = ends.pop() if wanted not in names and len(ends) == 1 else wanted
     if wanted not in names:
         raise UsageError(f"no run has the quantity {wanted!r}{claims.suggest(wanted, names)}")
     swept = [axis for axis, values in sweep.axes.items() if len(values) > 1]

@@ -9,14 +9,13 @@ from __future__ import annotations
 import ast
 import base64
 import functools
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bookkit import claims, images, notebooks
+from bookkit import citing, claims, images, notebooks
 from bookkit.parameters import UsageError
 
 NOTHING = {"chips", "how-made", "raw", "cards", "scorecard", "exercise-end", "solution-end"}
@@ -221,18 +220,11 @@ def _labelled(source: str) -> Iterator[tuple[str, str]]:
             yield from _labelled(body)
 
 
-@functools.lru_cache(maxsize=4)
-def _bibliography(path: Path) -> Any:
-    from pybtex.database import parse_file
-
-    return parse_file(str(path)) if path.is_file() else parse_file(io.StringIO(""), "bibtex")
-
-
 class References:
     """Citations of one notebook, by author and year, and the list of what was cited."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.entries = path, _bibliography(path).entries
+        self.path, self.entries = path, citing.entries(path)
         self.used: dict[str, None] = {}
 
     def cited(self, style: str, keys: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from bookkit import claims
 from bookkit.claims import round_number, suggest
+from bookkit.files import write
 
 if TYPE_CHECKING:
     import torch
@@ -161,20 +162,6 @@ def decode(data: Mapping[str, Any]) -> Data:
     }
 
 
-def plain(data: Data) -> dict[str, Any]:
-    """The data as numpy arrays without names of axes: ``{label: {"dims", "arrays"}}``."""
-    return {
-        label: {
-            "dims": list(table.sizes),
-            "arrays": {
-                str(name): array.values if array.ndim else array.values.item()
-                for name, array in table.variables.items()
-            },
-        }
-        for label, table in data.items()
-    }
-
-
 # --- a run ---------------------------------------------------------------------------------------
 
 
@@ -219,8 +206,10 @@ def _check_name(notebook: str, root: Path) -> None:
     registered = {claim.notebook for claim in claims.load(root).values()}
     own = any(Path(f"{notebook.split('/')[-1]}{suffix}").is_file() for suffix in (".md", ".ipynb"))
     if not (folder / f"{notebook}.md").is_file() and notebook not in registered and not own:
-        names = {str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.md")}
-        raise ValueError(f"unknown notebook {notebook!r}{suggest(notebook, names | registered)}")
+        from bookkit import notebooks
+
+        names = {book.name for book in notebooks.notebooks(root)} | registered
+        raise ValueError(f"unknown notebook {notebook!r}{suggest(notebook, names)}")
 
 
 class Run:
@@ -346,16 +335,6 @@ class Run:
             for name, value in self._given.items()
             if name not in ("preset", "device") and value is not None
         )
-
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """`data` in the form of :func:`plain`."""
-        return plain(self._data)
-
-    def published_arrays(self, variant: str = "") -> dict[str, Any] | None:
-        """`published` in the form of :func:`plain`."""
-        data = self.published(variant)
-        return None if data is None else plain(data)
 
     def uses(self, dataset: Any) -> None:
         """Note a dataset's provenance: a mapping or dataclass with `name`, `checksum` and `n`."""
@@ -494,10 +473,7 @@ class Run:
                 print(claims.verdict_line(claims.judge(claim, self.preset, None)))
         target = os.environ.get("FABOOK_RESULT_FILE")
         if target:
-            Path(f"{target}.part").write_text(
-                json.dumps(self.results(), allow_nan=False), encoding="utf-8"
-            )
-            os.replace(f"{target}.part", target)
+            write(Path(target), json.dumps(self.results(), allow_nan=False))
 
 
 class _Read(dict[str, "Dataset"]):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 
 from bookkit import claims
+from bookkit.files import toml
 
 _FILE = "book/claims.toml"
 
@@ -29,15 +29,11 @@ def first_seen(root: Path) -> dict[tuple[str, str, str], datetime]:
     Raises:
         subprocess.CalledProcessError: where there is no history.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     seen: dict[tuple[str, str, str], datetime] = {}
     commits = _git(root, "log", "--reverse", "--format=%H %cI", "--", _FILE).splitlines()
     for commit, time in (line.split() for line in commits):
         try:
-            found = claims.parse(tomllib.loads(_git(root, "show", f"{commit}:{_FILE}")))
+            found = claims.parse(toml(_git(root, "show", f"{commit}:{_FILE}")))
         except ValueError:  # of another time's rules; a later commit has the same checks
             continue
         for claim in found.values():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from bookkit import cache, claims
+from bookkit.files import mathjax, write
 from bookkit.parameters import UsageError
 
 _GLUE = re.compile(r"\{glue:text\}`([^`]+)`")
@@ -87,16 +87,15 @@ def page(row: dict[str, Any], out: Path) -> Path:
     body = re.sub(r'<script[^>]*src="[^"]*"[^>]*></script>', "", body)
     body = body.replace("</head>", f"{_mathjax()}</head>", 1)
     path = out / "pages" / row["preset"] / f"{row['run']}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(body, encoding="utf-8")
+    write(path, body)
     return path
 
 
 def _mathjax() -> str:
     """Formulas from the MathJax that is installed here; without it they stay as TeX."""
-    spec = importlib.util.find_spec("sphinx-mathjax-offline")
-    if spec is None or spec.origin is None:
+    folder = mathjax()
+    if folder is None:
         return ""
-    script = Path(spec.origin).parent / "static" / "mathjax" / "tex-chtml.js"
+    script = folder / "tex-chtml.js"
     settings = "window.MathJax = {tex: {inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}}"
     return f'<script>{settings}</script><script defer src="{script.as_uri()}"></script>'

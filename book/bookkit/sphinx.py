@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import importlib.util
 import io
 import json
 import os
@@ -38,6 +37,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx_design.shared import create_component
 
 from bookkit import cache, citing, claims, exercises, images, notebooks, tables
+from bookkit.files import mathjax, write
 
 TEMPLATES = Path(__file__).parent / "templates"
 MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held", "exercises")
@@ -62,24 +62,32 @@ class BookError(SphinxError):
 # --- what the book consists of -------------------------------------------------------------------
 
 
+def contents(root: Path) -> list[tuple[int, str, str]]:
+    """Level, title and page of each line of `book/_toc.yml`; a part has no page."""
+    import yaml
+
+    table = yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    found = [(0, "", str(table["root"]))]
+
+    def walk(pages: Iterable[Mapping[str, Any]], level: int) -> None:
+        for page in pages:
+            found.append((level, str(page.get("title", "")), str(page["file"])))
+            walk(page.get("sections", []), level + 1)
+
+    for part in table.get("parts", [{"chapters": table.get("chapters", [])}]):
+        if "caption" in part:
+            found.append((0, str(part["caption"]), ""))
+        walk(part["chapters"], int("caption" in part))
+    return found
+
+
 def toc_pages(root: Path) -> list[str]:
     """Every page of `book/_toc.yml` in reading order, without suffix.
 
     Raises:
         BookError: if its notebooks are not exactly those of `notebooks/`.
     """
-    import yaml
-
-    def walk(node: Any) -> Iterator[str]:
-        if isinstance(node, Mapping):
-            yield from (str(node[key]) for key in ("root", "file") if key in node)
-            for key in ("parts", "chapters", "sections"):
-                yield from walk(node.get(key))
-        elif isinstance(node, list):
-            for item in node:
-                yield from walk(item)
-
-    pages = list(walk(yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))))
+    pages = [page for _, _, page in contents(root) if page]
     listed = {page for page in pages if page.startswith("notebooks/")}
     present = {p.relative_to(root).with_suffix("").as_posix() for p in notebooks.sources(root)}
     problems = [f"{page}.md exists but is not in book/_toc.yml" for page in present - listed]
@@ -247,13 +255,13 @@ class Book:
         known = citing.entries(self.root / "book" / "references.bib")
         paper = what.split("/")[0]
         if paper in known:
-            return [known[paper]]
+            return [citing.bibtex(known[paper])]
         chapter = self.root / "book" / "chapters" / f"{what}.md"
         if what in self.names:
             text = self.prose(what)
         else:
             text = chapter.read_text(encoding="utf-8") if chapter.is_file() else ""
-        return [known[key] for key in citing.cited(text) if key in known]
+        return [citing.bibtex(known[key]) for key in citing.cited(text) if key in known]
 
     @property
     def citation(self) -> str:
@@ -464,9 +472,7 @@ def place(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         target = folder / name
         if not target.is_file() or target.read_bytes() != content:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.with_suffix(".part").write_bytes(content)
-            target.with_suffix(".part").replace(target)
+            write(target, content)
 
 
 def _open(app: Sphinx, config: Any) -> None:
@@ -539,10 +545,9 @@ def _close(app: Sphinx, error: Exception | None) -> None:
     """Formulas must not need another host: MathJax comes from the installed package."""
     if error or app.builder.format != "html":
         return
-    spec = importlib.util.find_spec("sphinx-mathjax-offline")
-    if spec is None or spec.origin is None:
+    origin = mathjax()
+    if origin is None:
         raise BookError("MathJax is not installed; run: pip install sphinx-mathjax-offline")
-    origin = Path(spec.origin).parent / "static" / "mathjax"
     target = Path(app.outdir) / "_static" / "mathjax"
     for name in MATHJAX:
         (target / name).parent.mkdir(parents=True, exist_ok=True)

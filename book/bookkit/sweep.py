@@ -8,16 +8,17 @@ files, so that a sweep that was killed and started again ends with the same tabl
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bookkit import execute, notebooks, parameters
+from bookkit.files import digest, write
 from bookkit.parameters import UsageError
 
 LARGEST = 100_000  # runs of one sweep
@@ -50,8 +51,8 @@ class Sweep:
     @property
     def stem(self) -> Path:
         """Where its table lies, without suffix."""
-        first, digest = self.jobs[0], notebooks.digest([self.axes, self.jobs[0].preset])[:8]
-        return Path(first.out) / "sweeps" / first.preset / f"{first.notebook}@{digest}"
+        first, grid = self.jobs[0], digest([self.axes, self.jobs[0].preset])[:8]
+        return Path(first.out) / "sweeps" / first.preset / f"{first.notebook}@{grid}"
 
 
 def plan(
@@ -116,7 +117,7 @@ def run(
         execute.run(sweep.jobs, n_jobs=n_jobs, scheduler=scheduler, report=keep)
     finally:
         rows = table(sweep, outcomes)
-        write(rows, sweep.stem)
+        save(rows, sweep.stem)
     return [outcomes[job.stem] for job in sweep.jobs], rows
 
 
@@ -173,22 +174,19 @@ def _quantities(results: Mapping[str, Any]) -> Iterator[Row]:
                 yield {"quantity": f"{label}.{name}", "value": entry["values"]}
 
 
-def write(rows: Sequence[Row], stem: Path) -> None:
-    """The rows as CSV and Parquet; each file is complete or absent."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    names = list(rows[0])
-    temporary = stem.with_name(f".{stem.name}-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, f"{stem}.csv")
+def save(rows: Sequence[Row], stem: Path) -> None:
+    """The rows as CSV and Parquet."""
     import pyarrow
     from pyarrow import parquet
 
+    names, text, binary = list(rows[0]), io.StringIO(), io.BytesIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(Path(f"{stem}.csv"), text.getvalue())
     columns = {name: _column([row[name] for row in rows]) for name in names}
-    parquet.write_table(pyarrow.table(columns), temporary)
-    os.replace(temporary, f"{stem}.parquet")
+    parquet.write_table(pyarrow.table(columns), binary)
+    write(Path(f"{stem}.parquet"), binary.getvalue())
 
 
 def _column(values: list[Any]) -> list[Any]:

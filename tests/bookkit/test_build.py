@@ -316,7 +316,7 @@ def test_a_page_carries_the_bibtex_of_its_paper_and_of_the_book(
     write(toy / "book" / "chapters" / "other.md", "As in {cite:t}`ours,chu2023`.\n")
     monkeypatch.setenv("FABOOK_URL", "https://example.org/book")
     book = sphinx.Book(toy, toy / "_build", "quick")
-    assert book.works("toy/one") == ["@misc{toy,\n  title = {On toy},\n}"]
+    assert book.works("toy/one") == ['@misc{toy,\n    title = "On toy"\n}']
     assert [work.partition(",")[0] for work in book.works("other")] == [
         "@misc{ours",
         "@article{chu2023",
@@ -369,6 +369,12 @@ def test_contents_and_notebooks_must_agree(toy: Path) -> None:
         sphinx.toc_pages(toy)
     assert "notebooks/toy/two.md exists but is not in book/_toc.yml" in str(caught.value)
     assert "lists notebooks/toy/three, which does not exist" in str(caught.value)
+
+
+def test_an_installed_package_builds_no_site(tmp_path: Path) -> None:
+    with pytest.raises(sphinx.BookError, match="built in a clone of the repository"):
+        build.build(claims.PACKAGED, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_notebook_that_was_not_run_is_named_with_the_command(toy: Path) -> None:

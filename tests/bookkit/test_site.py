@@ -31,8 +31,6 @@ class Visit(NamedTuple):
     violations: list[str]  # what axe calls serious or critical
 
 
-# Pages not yet in the order of a page: hero figure first. This list only shrinks.
-UNCONVERTED: set[str] = set()
 FIRST_FIGURE = {1440: 700, 390: 900}
 
 LOOK = """
@@ -224,7 +222,6 @@ def test_figures_lead_to_their_numbers_and_pages_to_their_bibtex(html: Path) -> 
 
 
 def test_folded_parts_open_on_a_click(browser: Any, address: str, visits: list[Visit]) -> None:
-
     wait = WebDriverWait(browser, 5, poll_frequency=0.05)
     resize(browser, 1440)
     pages = [v.page for v in visits if v.seen["solutions"] or v.seen["made"]]
@@ -278,27 +275,21 @@ def test_search_finds_a_word_and_leads_to_its_page(browser: Any, address: str) -
 # --- the order of a page, and how it reads --------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def template_visits(visits: list[Visit], notebook_visits: list[Visit]) -> list[Visit]:
-    """Chapters, and the notebooks' pages that are in the order of a page."""
-    done = [v for v in notebook_visits if v.seen["hero"]]
-    return [*done, *(v for v in visits if v.page.startswith("chapters/"))]
+def test_every_notebooks_page_has_a_hero(notebook_visits: list[Visit]) -> None:
+    assert [v.page for v in notebook_visits if not v.seen["hero"]] == []
 
 
-def test_the_list_of_unconverted_pages_only_shrinks(notebook_visits: list[Visit]) -> None:
-    without = {v.page for v in notebook_visits if not v.seen["hero"]}
-    assert without <= UNCONVERTED, "no page goes back to the old order"
-
-
-def test_the_first_figure_is_in_the_first_screen(template_visits: list[Visit]) -> None:
+def test_the_first_figure_is_in_the_first_screen(
+    visits: list[Visit], notebook_visits: list[Visit]
+) -> None:
+    pages = [*notebook_visits, *(v for v in visits if v.page.startswith("chapters/"))]
     for width, most in FIRST_FIGURE.items():
-        tops = {v.page: v.first[width] for v in template_visits}
+        tops = {v.page: v.first[width] for v in pages}
         assert {page: top for page, top in tops.items() if top is None or top > most} == {}, width
 
 
 def test_nothing_scrolls_sideways_on_a_laptop(visits: list[Visit]) -> None:
-    pages = [v for v in visits if v.seen["hero"] or v.page not in UNCONVERTED]
-    assert {v.page: v.scrolling[1440] for v in pages if v.scrolling[1440]} == {}
+    assert {v.page: v.scrolling[1440] for v in visits if v.scrolling[1440]} == {}
 
 
 def test_only_tables_and_code_scroll_on_a_phone(visits: list[Visit]) -> None:
@@ -314,7 +305,7 @@ def test_axe_finds_nothing_serious(visits: list[Visit]) -> None:
 
 
 def test_every_page_is_light(visits: list[Visit]) -> None:
-    pages = {v.page: v.weight for v in visits if v.page not in UNCONVERTED}
+    pages = {v.page: v.weight for v in visits}
     assert pages.pop("intro.html") < 1_000_000
     assert {page: weight for page, weight in pages.items() if weight >= 2_000_000} == {}
 
