@@ -67,7 +67,7 @@ def begin(browser: Any, name: str) -> Explorable:
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
     button.click()
     board = f"#explorable-{name} .explorable-board[data-state]"
-    WebDriverWait(browser, 10).until(lambda b: b.find_elements("css selector", board))
+    WebDriverWait(browser, 600).until(lambda b: b.find_elements("css selector", board))
     figure = Explorable(browser, name)
     scroll = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
     browser.execute_script(scroll, figure.find(".explorable-board"))
