@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
 from bookkit import claims, notebooks, web
+from bookkit.files import alone
 from bookkit.sphinx import Book, BookError, toc_pages
 
 
@@ -39,8 +40,6 @@ def build(
     Raises:
         BookError: naming what is missing or wrong, with Jupyter Book's own words.
     """
-    import filelock
-
     root = Path(root).resolve()
     if root == claims.PACKAGED:
         raise BookError("the site is built in a clone of the repository; change into one")
@@ -54,9 +53,8 @@ def build(
     ]
     if strict and said:
         raise BookError("notebooks with warnings:\n" + "\n".join(said))
-    (out / ".work").mkdir(parents=True, exist_ok=True)
     with (
-        filelock.FileLock(out / ".work" / "site.lock"),  # released when its process ends
+        alone(out / ".work" / "site.lock", f"build in {out}"),
         tempfile.TemporaryDirectory(dir=out / ".work", prefix="site-") as scratch,
     ):
         _jupyter_book(

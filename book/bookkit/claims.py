@@ -12,6 +12,7 @@ This module needs the standard library only; numpy and scipy are imported where 
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import operator
@@ -238,12 +239,21 @@ class Claim:
         return digest(checks)[:16]
 
 
-def _read(root: str | Path | None) -> dict[str, Any]:
+def _read(root: str | Path | None) -> tuple[Path, str]:
     path = Path(root or find_root()) / "book" / "claims.toml"
+    return path, path.read_text(encoding="utf-8")
+
+
+def _table(path: Path, text: str) -> dict[str, Any]:
     try:
-        return toml(path.read_text(encoding="utf-8"))
+        return toml(text)
     except ValueError as error:
         raise ClaimsError(f"{path}: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _registry(path: Path, text: str) -> dict[str, Claim]:
+    return parse(_table(path, text))
 
 
 def load(root: str | Path | None = None) -> dict[str, Claim]:
@@ -255,7 +265,7 @@ def load(root: str | Path | None = None) -> dict[str, Claim]:
     Raises:
         ClaimsError: naming the entry and the allowed values.
     """
-    return parse(_read(root))
+    return dict(_registry(*_read(root)))
 
 
 def papers(root: str | Path | None = None) -> dict[str, dict[str, str]]:
@@ -266,7 +276,7 @@ def papers(root: str | Path | None = None) -> dict[str, dict[str, str]]:
     Raises:
         ClaimsError: naming the entry and the allowed values.
     """
-    table = _read(root)
+    table = _table(*_read(root))
     found: dict[str, dict[str, str]] = {}
     for number, entry in enumerate(table.get("paper", []), start=1):
         where = f"paper {entry.get('id', f'number {number}')!r}"

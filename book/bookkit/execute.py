@@ -34,7 +34,7 @@ from types import FrameType
 from typing import Any
 
 from bookkit import cache, claims, parameters
-from bookkit.files import digest
+from bookkit.files import alone, digest
 from bookkit.notebooks import Job, check_data, without_image
 from bookkit.parameters import UsageError
 
@@ -369,21 +369,10 @@ def run(
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Wait until no other process runs notebooks in this folder; remove what a killed one left."""
-    import filelock
-
     remains = out / ".work" / "runs"
-    remains.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(remains.with_suffix(".lock"))
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        print(f"fabook: waiting for another run in {out}", file=sys.stderr)
-        lock.acquire()
-    try:
+    with alone(remains.with_suffix(".lock"), f"run in {out}"):
         shutil.rmtree(remains, ignore_errors=True)
         yield
-    finally:
-        lock.release()
 
 
 def _here(jobs: Sequence[Job], n_jobs: int | None) -> Iterator[Outcome]:

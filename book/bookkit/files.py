@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,24 @@ def write(path: Path, content: str | bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     part.write_bytes(content if isinstance(content, bytes) else content.encode())
     os.replace(part, path)
+
+
+@contextlib.contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Wait, and say so, until no other process does the same; the lock ends with its process."""
+    import filelock
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = filelock.FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except filelock.Timeout:
+        print(f"fabook: waiting for another {what}", file=sys.stderr)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def toml(text: str) -> dict[str, Any]:

@@ -7,22 +7,15 @@ the PDF. It is printed twice: the second time the contents know the page numbers
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import os
 import posixpath
-import shutil
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag, urljoin, urlparse
 
-from bookkit import doctor, sphinx, web
+from bookkit import browser, sphinx, web
 from bookkit.files import write
 
 ADDRESS = "/fabook-print.html"
@@ -201,34 +194,35 @@ def make(root: Path, html: Path, target: Path) -> int:
         The number of pages.
 
     Raises:
-        BookError: if there is no site, or no Chromium with its driver.
+        BookError: if there is no site.
+        FileNotFoundError: if there is no Chromium with its driver.
     """
     if not (html / "index.html").is_file():
         raise sphinx.BookError(f"no site in {html}: run: fabook build")
     contents = entries(root)
     text = Document(html, contents).text(root)
-    with _served(html, text) as address, _browser() as browser:
+    with browser.served(html, {ADDRESS: text}) as address, browser.opened() as window:
         emulated = {"width": PIXELS, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", emulated)
-        browser.get(address)
-        browser.execute_async_script(READY)
+        window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", emulated)
+        window.get(address + ADDRESS)
+        window.execute_async_script(READY)
         pages: dict[str, int] = {}
         for _ in range(4):  # numbers do not move lines: twice is enough
-            printed = _print(browser)
+            printed = _print(window)
             found = _pages(printed, contents)
             if found == pages:
                 break
-            browser.execute_script(NUMBER, pages := found)
+            window.execute_script(NUMBER, pages := found)
         else:
             raise sphinx.BookError("the page numbers of the contents do not settle")
     return _finish(printed, contents, pages, target)
 
 
-def _print(browser: Any) -> bytes:
+def _print(window: Any) -> bytes:
     options = {"displayHeaderFooter": True, "headerTemplate": "<span></span>"}
     options |= {"footerTemplate": FOOTER, "printBackground": True, "generateTaggedPDF": True}
-    return base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", options | INCHES)["data"])
+    return base64.b64decode(window.execute_cdp_cmd("Page.printToPDF", options | INCHES)["data"])
 
 
 def _pages(printed: bytes, contents: list[Entry]) -> dict[str, int]:
@@ -264,54 +258,3 @@ def _finish(printed: bytes, contents: list[Entry], pages: dict[str, int], target
     writer.write(made)
     write(target, made.getvalue())
     return len(writer.pages)
-
-
-@contextmanager
-def _served(html: Path, text: str) -> Iterator[str]:
-    """The site with the document beside it, on this machine alone."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == ADDRESS:
-                self.send_response(200)
-                self.send_header("Content-Type", "text/html; charset=utf-8")
-                self.end_headers()
-                self.wfile.write(text.encode())
-            else:
-                super().do_GET()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(html))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}{ADDRESS}"
-        finally:
-            server.shutdown()
-
-
-@contextmanager
-def _browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    chromium = next(filter(None, map(shutil.which, doctor.BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        raise sphinx.BookError("the PDF needs chromium and chromedriver; `fabook doctor` says more")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    with tempfile.TemporaryDirectory() as profile:
-        flags = ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage")
-        for flag in (*flags, f"user-data-dir={profile}"):
-            options.add_argument(f"--{flag}")
-        service = webdriver.ChromeService(executable_path=driver)
-        window = webdriver.Chrome(options=options, service=service)
-        window.set_script_timeout(1800)
-        executor: Any = window.command_executor
-        executor.client_config.timeout = 1800  # for printing: a slow machine takes minutes
-        try:
-            yield window
-        finally:
-            window.quit()

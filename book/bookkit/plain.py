@@ -128,8 +128,7 @@ class Words:
         path = claims.published_path(self.root, self.name)
         known = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else []
         verdicts = {entry["id"]: entry["verdict"] for entry in known}
-        registry = _registry(self.root, (self.root / "book" / "claims.toml").stat().st_mtime_ns)
-        own = [claim for claim in registry.values() if claim.notebook == self.name]
+        own = [c for c in claims.load(self.root).values() if c.notebook == self.name]
         return [(claim, verdicts.get(claim.id, claims.NOT_RUN)) for claim in own]
 
     def _claims(self) -> str:
@@ -262,11 +261,6 @@ def _backend() -> Any:
     from pybtex.backends.plaintext import Backend
 
     return Backend()
-
-
-@functools.lru_cache(maxsize=2)
-def _registry(root: Path, _: int) -> dict[str, claims.Claim]:
-    return claims.load(root)
 
 
 def _link(entry: Any) -> str:

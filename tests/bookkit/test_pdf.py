@@ -98,5 +98,5 @@ def test_what_is_missing_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(sphinx.BookError, match="run: fabook build"):
         pdf.make(root, root / "nowhere", root / "book.pdf")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(sphinx.BookError, match="needs chromium and chromedriver"):
+    with pytest.raises(FileNotFoundError, match="needs chromium and chromedriver"):
         pdf.make(root, root / "html", root / "book.pdf")
