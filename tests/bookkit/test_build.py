@@ -263,7 +263,8 @@ def test_exercises_are_listed_by_paper_skill_and_length(book: sphinx.Book) -> No
     values = dict(book=book, what="", docname="intro", exercises=exercises)
     by_paper, _, rest = sphinx.render("exercises", **values).partition("## By skill")
     by_skill, _, by_length = rest.partition("## By length")
-    assert "* - [One](/notebooks/toy/one.ipynb)\n  - {ref}`ex-toy`, 2\n  - Open\n" in by_paper
+    row = ("* - Toy et al. 1999", "[One](/notebooks/toy/one.ipynb)", "{ref}`ex-toy`, 2", "Open\n")
+    assert "\n  - ".join(row) in by_paper
     assert "**Open**, no one answer: {ref}`One, 2 <ex-toy>` (60)." in by_skill
     assert "Derive" not in by_skill
     assert "**An hour**: {ref}`One, 2 <ex-toy>` ★★★." in by_length
