@@ -173,6 +173,14 @@ def test_data(
     assert {"mnist", "cifar10", "digits"} <= {row["name"] for row in rows}
     assert cli.main(["data", "list"]) == 0
     assert "scikit-learn" in capsys.readouterr().out
+    wrong = tmp_path / "data" / "mnist" / "train-images-idx3-ubyte.gz"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_bytes(b"not what MNIST has")
+    with monkeypatch.context() as patch:
+        patch.setenv("FABOOK_DATA", str(tmp_path / "data"))
+        assert cli.main(["data", "list", "--json"]) == 0
+    (row,) = (row for row in printed(capsys) if row["name"] == "mnist")
+    assert not row["present"]  # its name alone tells nothing
     assert cli.main(["data", "fetch", "digits"]) == 0
     assert capsys.readouterr().out == ""  # it comes with scikit-learn
     assert cli.main(["data", "fetch", "mnisd"]) == 2
