@@ -616,17 +616,20 @@ class Cuts(_Bound):
         self._proven.add(key)
 
 
-def default_blocks(net: nn.Module) -> list[str]:
-    """Children that hold weights, those of lists and of a sole child one by one, as registered."""
+def default_blocks(net: nn.Module, *, wrapper: bool = True) -> list[str]:
+    """Children that hold weights, those of lists one by one, as registered.
+
+    A network that does nothing but wrap one module has that module's blocks.
+    """
     found = []
     for name, child in net.named_children():
         if any(p.ndim > 1 for p in child.parameters()):
             opened = isinstance(child, nn.ModuleList | nn.ModuleDict)
             if opened or type(child).forward is nn.Sequential.forward:
-                found += [f"{name}.{inner}" for inner in default_blocks(child)]
+                found += [f"{name}.{inner}" for inner in default_blocks(child, wrapper=False)]
             else:
                 found.append(name)
-    if len(found) == 1 and (inner := default_blocks(net.get_submodule(found[0]))):
+    if wrapper and len(found) == 1 and (inner := default_blocks(net.get_submodule(found[0]))):
         return [f"{found[0]}.{name}" for name in inner]
     return found
 

@@ -373,6 +373,18 @@ def test_blocks_default_to_children_with_weights() -> None:
     net.blocks = nn.ModuleList([nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)])
     net.norm, net.head = nn.LayerNorm(2), nn.Linear(2, 1)
     assert default_blocks(net) == ["blocks.0", "blocks.2", "head"]
+    wrapped = nn.Module()
+    wrapped.model = net
+    assert default_blocks(wrapped) == ["model.blocks.0", "model.blocks.2", "model.head"]
+
+
+def test_a_list_of_one_block_is_one_block() -> None:
+    net = fabook.networks.resnet(1, [4], 3, generator=fabook.stream(0, "weights"))
+    assert default_blocks(net) == ["stem.0", "blocks.0", "head"]
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    rule = fabook.DFA(net, generator=fabook.stream(0, "feedback"), example=x)
+    rule.backward(x, y)
+    assert all(p.grad is not None for p in net.parameters())
 
 
 # --- rules: one formula, two paths ---------------------------------------------------------------
