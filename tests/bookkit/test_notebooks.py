@@ -44,12 +44,13 @@ def test_header_names_the_kernel_and_the_format(name: str) -> None:
 
 
 def test_saving_in_an_editor_changes_nothing(name: str) -> None:
-    # What Jupyter does through jupytext when a notebook is opened and saved.
+    # What Jupyter does through jupytext when a notebook is opened and saved, and jupytext alone.
     path = FOLDER / f"{name}.md"
     config = load_jupytext_configuration_file(str(ROOT / "jupytext.toml"))
     text = path.read_text(encoding="utf-8")
     opened = jupytext.reads(text, fmt="md:myst", config=config)
     assert jupytext.writes(opened, fmt="md:myst", config=config) == text
+    assert jupytext.writes(jupytext.reads(text, fmt="md:myst"), fmt="md:myst") == text
 
 
 def test_first_code_cell_holds_the_parameters(name: str) -> None:
