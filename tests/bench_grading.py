@@ -187,7 +187,7 @@ def sentence(found: dict[str, Any]) -> str:
         f"Measured: {found['submissions']} generated submissions of homework 1, "
         f"{found['jobs']} at a time, took {found['minutes']:.0f} minutes on "
         f"{m['cores']} cores ({m['cpu']}, {m['date']}) that other work shared (load "
-        f"{m['load']:.1f}); {each:.0f} seconds of a processor each, at most "
+        f"{m['load']:.1f}, mean of three looks); {each:.0f} seconds of a processor each, at most "
         f"{found['peak_bytes'] / 2**30:.1f} GiB together. {found['harmful']} of them harmed "
         f"themselves, by an endless cell or a killed kernel, say, and one was no notebook. "
         f"After {found['kept_at_the_kill']} results the grader got a `kill -9`; started again, it "

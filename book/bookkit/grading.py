@@ -292,7 +292,7 @@ def histogram(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Path:
 
     automatic = [q for q, about in plan.questions.items() if not about["manual"]]
     figure = Figure(figsize=(7.2, 2.2 * -(-len(automatic) // 2)), layout="constrained")
-    axes = figure.subplots(-(-len(automatic) // 2), 2, squeeze=False).flat
+    axes = list(figure.subplots(-(-len(automatic) // 2), 2, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, question in zip(axes, automatic, strict=False):
@@ -300,7 +300,8 @@ def histogram(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Path:
                               if question in r.get("questions", {}))])  # fmt: skip
         axis.axis("on")
         axis.hist([score(r, question) for r in rows], bins=12, range=(0, possible), color="#0062D0")
-        axis.set(title=plan.questions[question]["title"] or question, xlabel="points")
+        title = plan.questions[question]["title"].partition(" (")[0] or question
+        axis.set(title=title, xlabel="points")
         axis.set_ylabel("submissions")
     path = plan.out / "histogram.png"
     partial = path.with_name(".histogram.png")

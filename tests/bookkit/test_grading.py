@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from bookkit import cli, grading, otter_worker
 
@@ -95,7 +97,9 @@ def test_a_folder(plan: grading.Plan) -> None:
     feedback = (plan.out / "feedback" / "wrong.ipynb.txt").read_text()
     assert "1. Signals: 0.5 of 2\n    z > 0" in feedback
     assert "2. In words: read by a person" in feedback
-    assert (plan.out / "histogram.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(plan.out / "histogram.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
+    assert (0, 0x62, 0xD0) in colours  # there are bars
 
 
 def test_a_second_run_does_what_is_left(plan: grading.Plan) -> None:
@@ -207,6 +211,18 @@ def test_harm_stays_in_its_question(pytestconfig: pytest.Config, tmp_path: Path)
         assert lost == hurt, (name, rows[name])
     assert "this is no notebook" in rows["nonsense"]["error"]
     assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if _under(p, tmp_path)]
+
+
+def test_the_page_says_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "tests" / "bench_grading.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    text = (ROOT / "book" / "teach" / "teach.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "book" / "teach" / "grading.json").read_text(encoding="utf-8"))
+    assert bench.page(text, found) == text
+    assert found["wrong"] == []
 
 
 def _under(cmdline: Path, folder: Path) -> bool:
