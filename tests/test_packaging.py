@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -155,6 +156,13 @@ def test_the_library_never_imports_the_book_tool() -> None:
     found = re.compile(r"^\s*(?:from|import) +bookkit\b", re.MULTILINE)
     modules = (ROOT / "fabook").rglob("*.py")
     assert [m for m in modules if found.search(m.read_text(encoding="utf-8"))] == []
+
+
+def test_the_api_pages_name_what_exists() -> None:
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "book" / "api").glob("*.md"))
+    named = re.findall(r"auto(?:class|function|data|module):: (\S+)", pages)
+    assert len(named) > 50
+    assert [name for name in named if pydoc.locate(name) is None] == []
 
 
 def test_the_package_runs_as_the_command() -> None:
