@@ -164,6 +164,7 @@ def train(
 
     Raises:
         ValueError: arguments that contradict each other or lie outside what is allowed.
+        TypeError: a probe is no function, or returns nothing.
         FloatingPointError: the loss is not finite or a probed quantity is infinite
             (``on_divergence="raise"``); names the run, the step and the quantity.
 
@@ -301,6 +302,11 @@ class Recorder:
     """Collects the training loss and what the probes see, step by step."""
 
     def __init__(self, probes: Mapping[str, Probe], label: str) -> None:
+        if not isinstance(probes, Mapping) or not all(callable(look) for look in probes.values()):
+            raise TypeError(
+                "probe must map names to functions without arguments, such as "
+                f"{{'alignment': lambda: fabook.weight_alignment(rule)}}; got {probes!r}"
+            )
         self.probes, self.label = probes, label
         self.steps: list[int] = []
         self.rows: list[dict[str, np.ndarray]] = []
@@ -324,6 +330,8 @@ class Recorder:
         row: dict[str, np.ndarray] = {}
         for probe, look in self.probes.items():
             for name, value in _named(probe, look()):
+                if value is None:
+                    raise TypeError(f"probe {name!r} returned None; allowed are numbers and arrays")
                 if name in row:
                     raise ValueError(f"two probes record {name!r}")
                 row[name] = np.asarray(value, dtype=float)

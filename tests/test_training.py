@@ -281,6 +281,19 @@ def test_a_probe_may_return_an_alignment(net, data):
     assert [run[k][1] for k in ("g", "g[0]", "g[2]")] == [now.total, *now.layers.values()]
 
 
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (lambda: 1.0, "probe must map names to functions"),
+        ({"one": 1.0}, r"functions without arguments, .*; got {'one': 1.0}"),
+        ({"one": lambda: None}, "probe 'one' returned None"),
+    ],
+)
+def test_a_probe_that_shows_nothing_is_refused(net, data, probe, message):
+    with pytest.raises(TypeError, match=message):
+        train(BP(net), *data, steps=1, lr=0.1, probe=probe, probe_at=[0])
+
+
 def test_probes_must_name_the_same_things_each_time(net, data):
     seen = iter([{"a": 1.0}, {"b": 1.0}])
     with pytest.raises(ValueError, match=r"\['pa'\] at first and \['pb'\] at step 1"):
