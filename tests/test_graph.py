@@ -1,8 +1,10 @@
 """Rules on any module, against an oracle that multiplies by W going up and by B going down."""
 
 import copy
+import importlib
 import pickle
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ class Two(nn.Module):
 def with_feedback(net: nn.Module, feedback: dict[str, Tensor]) -> nn.Module:
     twin = copy.deepcopy(net)
     for name, module in list(twin.named_modules()):
-        if isinstance(module, nn.Linear) or "Conv" in type(module).__name__:
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             parent = twin.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], Two(module, feedback[f"{name}.weight"]))
     return twin
@@ -845,3 +847,88 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for key, value in rule.state_dict().items():
             if isinstance(value, Tensor):
                 torch.testing.assert_close(value, found[key], rtol=1e-12, atol=1e-12, msg=key)
+
+
+@pytest.fixture(scope="module")
+def models() -> Any:
+    """torchvision's networks; its wheel for GPUs lacks two operators beside torch for CPUs."""
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Failed to load image", UserWarning)
+        return importlib.import_module("torchvision.models")
+
+
+OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # lives as long as what it defines
+VISION = {"resnet18": 8, "vgg11_bn": 4, "mobilenet_v2": 8}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvisions_networks_have_the_oracles_gradients(models: Any, name: str) -> None:
+    torch.manual_seed(0)
+    net = getattr(models, name)(num_classes=10).to(D)
+    if name == "mobilenet_v2":  # 52 batch norms over eight samples magnify rounding to 1e-10
+        net.eval()
+    x = torch.randn(VISION[name], 3, 32, 32, dtype=D, generator=gen(1))
+    y = torch.arange(len(x))
+    rule = FA(net, generator=gen(2))
+    oracle = with_feedback(net, dict(rule.feedback))
+    rule.backward(x, y)
+    F.cross_entropy(oracle(x), y).backward()
+    assert_same(grads(net), grads(oracle))
+
+
+@pytest.mark.parametrize("label", ["FA", "DFA"])
+@pytest.mark.parametrize("name", VISION)
+def test_torchvisions_networks_train(models: Any, name: str, label: str) -> None:
+    torch.manual_seed(0)
+    net = getattr(models, name)(num_classes=10)
+    x = torch.randn(VISION[name], 3, 32, 32, generator=gen(1))
+    y = torch.arange(len(x))
+    rule = RULES[label](net, generator=gen(2), example=x)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    optimizer = torch.optim.SGD(rule.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = rule.backward(x, y)
+        optimizer.step()
+        assert loss.isfinite()
+    still = [n for n, p in net.named_parameters() if torch.equal(p, before[n])]
+    assert not still
+
+
+@pytest.mark.parametrize("label", ["FA", "DFA"])
+def test_lightnings_loop_takes_the_steps_of_ours(label: str, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("pytorch_lightning")
+    x, y = torch.randn(12, 2, 6, 6, dtype=D, generator=gen(1)), torch.arange(12) % 4
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.rule = RULES[label](Body().to(D), generator=gen(2), example=x)
+
+        def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+            return F.cross_entropy(self.rule(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.rule.parameters(), lr=0.1, momentum=0.9)
+
+    module, ours = Module(), Module()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's own about torch, logging and workers
+        trainer.fit(module, loader)
+    optimizer = ours.configure_optimizers()
+    for _ in range(2):
+        for k in range(0, 12, 4):
+            optimizer.zero_grad()
+            ours.rule.backward(x[k : k + 4], y[k : k + 4])
+            optimizer.step()
+    for a, b in zip(module.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
