@@ -418,8 +418,10 @@ class Run:
 
     # verdicts
 
-    def claim(self, id: str, *, sd: Any = None, seeds: int | None = None, **quantities: Any) -> str:
-        """Judge a claim by measured quantities, print its verdict line and return the verdict.
+    def claim(
+        self, id: str, *, sd: Any = None, seeds: int | None = None, **quantities: Any
+    ) -> None:
+        """Judge a claim by measured quantities and print its verdict line.
 
         Args:
             id: a claim of this notebook in `claims.toml`.
@@ -434,7 +436,7 @@ class Run:
         """
         if self._root is None:
             print(f"{'not judged':<15} {id}")
-            return "not judged"
+            return
         if id not in self._claims:
             raise ValueError(f"unknown claim {id!r} of {self.notebook}{suggest(id, self._claims)}")
         self._once("claim", id, self._judged)
@@ -447,7 +449,6 @@ class Run:
         spread = None if sd is None else float(sd)
         self._judged[id] = claims.judge(claim, self.preset, values, sd=spread, seeds=seeds)
         print(claims.verdict_line(self._judged[id]))
-        return str(self._judged[id]["verdict"])
 
     def results(self) -> dict[str, Any]:
         """The raw results: what `save` writes and `fabook run` completes with provenance."""

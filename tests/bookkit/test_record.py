@@ -149,25 +149,35 @@ def test_record_refuses(root: Path, dims: Any, arrays: dict[str, Any], message: 
         begin().record("x", dims=dims, **arrays)
 
 
+def verdict(run: record.Run, id: str) -> str:
+    return next(entry["verdict"] for entry in run.results()["claims"] if entry["id"] == id)
+
+
 def test_claim_prints_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = begin()
-    assert run.claim("toy.alpha.small", error=torch.tensor(0.0083), seeds=3) == "reproduced"
+    run.claim("toy.alpha.small", error=torch.tensor(0.0083), seeds=3)
+    assert verdict(run, "toy.alpha.small") == "reproduced"
     expected = "reproduced      toy.alpha.small   error = 0.0083 <= 0.02   (3 seeds)\n"
     assert capsys.readouterr().out == expected
-    assert run.claim("toy.alpha.large", error=None) == "not reproduced"
+    run.claim("toy.alpha.large", error=None)
+    assert verdict(run, "toy.alpha.large") == "not reproduced"
 
 
 def test_a_statistic_is_judged_by_its_interval(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin()
-    assert run.claim("toy.alpha.mean", error=[0.010, 0.011, 0.009]) == "reproduced"
+    run.claim("toy.alpha.mean", error=[0.010, 0.011, 0.009])
+    assert verdict(run, "toy.alpha.mean") == "reproduced"
     line = capsys.readouterr().out
     assert "error = 0.01 [0.00752, 0.0125] <= 0.02   (3 seeds)" in line
-    assert run.claim("toy.alpha.mean", error=torch.tensor([0.01, 0.03])) == "undecided"
+    run.claim("toy.alpha.mean", error=torch.tensor([0.01, 0.03]))
+    assert verdict(run, "toy.alpha.mean") == "undecided"
     assert "undecided <= 0.02" in capsys.readouterr().out
-    assert run.claim("toy.alpha.mean", error=[0.030, 0.031, 0.029]) == "not reproduced"
-    assert run.claim("toy.alpha.mean", error=[0.01, math.nan, 0.01]) == "not reproduced"
+    run.claim("toy.alpha.mean", error=[0.030, 0.031, 0.029])
+    assert verdict(run, "toy.alpha.mean") == "not reproduced"
+    run.claim("toy.alpha.mean", error=[0.01, math.nan, 0.01])
+    assert verdict(run, "toy.alpha.mean") == "not reproduced"
     entry = run.results()["claims"][2]
     assert entry["checks"][0]["values"] == [0.01, None, 0.01]
     assert json.dumps(run.results(), allow_nan=False)
