@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from IPython.display import Markdown
 
 from fabook import plots
 
@@ -393,39 +394,36 @@ def _text(mean: float, half: float, digits: int = 1) -> str:
     return f"{mean:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
 
 
-def table(data: Any) -> Any:
+def _markdown(head: list[str], rows: list[list[str]]) -> Markdown:
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+
+def table(data: Any) -> Markdown:
     """Accuracy of every cell with its interval, and the alignment at the end."""
-    import pandas as pd
-
     ends = data["runs"].cosine.isel(look=-1).mean("data", skipna=False)
-    rules = [str(rule) for rule in data["runs"]["rule"].values]
-    rows = {}
+    sets = [str(name) for name in data["runs"]["data"].values]
+    rows = []
     for network, title in NETWORKS.items():
-        for rule in rules:
-            row = {
-                SETS[str(name)]: _text(
-                    *mean_and_half(final(data).sel(network=network, data=name, rule=rule))
-                )
-                for name in data["runs"]["data"].values
-            }
+        for rule in [str(rule) for rule in data["runs"]["rule"].values]:
+            cell = final(data).sel(network=network, rule=rule)
             cosine = mean_and_half(ends.sel(network=network, rule=rule))
-            row["alignment"] = "1" if rule == "BP" else _text(*cosine, digits=2)
-            rows[title, rule] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["network", "rule"])
+            rows.append(
+                [
+                    f"{title}, {rule}",
+                    *(_text(*mean_and_half(cell.sel(data=name))) for name in sets),
+                    "1" if rule == "BP" else _text(*cosine, digits=2),
+                ]
+            )
+    return _markdown(["network, rule", *(SETS[name] for name in sets), "alignment"], rows)
 
 
-def pairs(data: Any) -> Any:
+def pairs(data: Any) -> Markdown:
     """Lead of each rule (row) over each worse one (column), averaged over all cells."""
-    import pandas as pd
-
     rules = ranked(data)
-    rows = {}
+    rows = []
     for place, rule in enumerate(rules[:-1]):
-        leads = {other: lead(data, rule, other) for other in rules[place + 1 :]}
-        rows[rule] = {
-            other: _text(*leads[other]) + (" *" if leads[other][0] > leads[other][1] else "")
-            if other in leads
-            else ""
-            for other in rules[1:]
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="ahead of")
+        leads = [lead(data, rule, other) for other in rules[place + 1 :]]
+        cells = [_text(*found) + (" *" if found[0] > found[1] else "") for found in leads]
+        rows.append([f"**{rule}**", *[""] * place, *cells])
+    return _markdown(["leads, in points", *(f"over {rule}" for rule in rules[1:])], rows)
