@@ -224,5 +224,9 @@ def test_readme_names_what_exists() -> None:
     text = (ROOT / "README.md").read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    links = set(re.findall(r"\]\(([^)#:]+)\)", text))
+    hosted = {link for link in links if link.startswith("../../")}  # the repository's own pages
+    assert [link for link in links - hosted if not (ROOT / link).exists()] == []
+    flows = {link.split("/")[4] for link in hosted - {"../../tree/notebooks"}}
+    assert [name for name in flows if not (ROOT / ".github" / "workflows" / name).exists()] == []
+    assert {f"../../actions/workflows/{name}/badge.svg" for name in flows} <= hosted

@@ -24,7 +24,7 @@ from bookkit import address, images, sphinx
 SOCIAL = "_static/social"  # pictures beside links to pages
 CARD = (1200, 630)  # what Open Graph asks for
 LONGEST = 300  # characters of a description
-UNLISTED = ("404", "genindex", "search")  # no pages to find
+UNLISTED = ("404", "genindex", "py-modindex", "search")  # no pages to find
 
 
 def site_url(environment: Mapping[str, str]) -> str:
