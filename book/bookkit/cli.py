@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         print(
-            f"fabook: the package {error.name!r} is missing; `fabook doctor` says what for",
+            f"fabook: the package {error.name!r} is missing: pip install 'fabook[book]', or "
+            "'.[book]' in a clone; `fabook doctor` says what else is missing",
             file=sys.stderr,
         )
         return 2

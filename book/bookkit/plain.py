@@ -119,7 +119,7 @@ class Words:
             return words
         picture = base64.b64decode(self.stored[f"{name}:{scale}"]["image/png"])
         alt = re.sub(r"[\[\]]", "", options.get("alt", label))
-        light = images.png(images.on_white(picture), 128)
+        light = images.png(images.on_white(picture))
         encoded = base64.b64encode(light).decode()
         return f"\f![{alt}](data:image/png;base64,{encoded})\n\n{words}\f"
 

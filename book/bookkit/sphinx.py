@@ -190,7 +190,7 @@ class Book:
         """A notebook's hero figure as a small PNG."""
         picture = self.hero(name)
         small = picture.resize((480, round(480 * picture.height / picture.width)))
-        return images.png(small, 64)
+        return images.png(small)
 
     def chapter(self, paper: str) -> str:
         """The page of a paper: its chapter, or its first notebook."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -100,7 +101,7 @@ def card(picture: Any) -> bytes:
         picture.resize(size, Image.Resampling.LANCZOS),
         tuple((whole - part) // 2 for whole, part in zip(CARD, size)),
     )
-    return images.png(ground, 64)
+    return images.png(ground)
 
 
 def _shown(book: sphinx.Book, docname: str) -> str:
@@ -160,6 +161,27 @@ def _cards(app: Sphinx, error: Exception | None) -> None:
     sphinx.place(folder, {f"{name}.png": card(shown) for name, shown in pictures.items()})
 
 
+def _front(app: Sphinx, error: Exception | None) -> None:
+    """The site's own address says what its first page says: no crawler follows a refresh."""
+    index = Path(app.outdir) / "index.html"
+    if error or app.builder.format != "html" or not index.is_file():
+        return
+    refresh = r'<meta http-equiv="Refresh" content="0; url=(\S+)" />'
+    first = re.search(refresh, index.read_text(encoding="utf-8"))
+    if first is None:  # it is a page of its own
+        return
+    page = (index.parent / first[1]).read_text(encoding="utf-8")
+    kept = r'<title>.*?</title>|<meta (?:name="desc|property="og:)[^>]*>|<link rel="canon[^>]*>'
+    head = "\n".join(re.findall(kept, page, re.DOTALL))
+    lines = [
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
+        head,
+        first[0],
+        "</html>\n",
+    ]
+    index.write_text("\n".join(lines), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Load the extensions that the site's address allows, and tell them what they need."""
     addressed = ["sphinxext.opengraph", "sphinx_sitemap"] if site_url(os.environ) else []
@@ -168,4 +190,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", _configure, priority=100)
     app.connect("html-page-context", _describe, priority=100)
     app.connect("build-finished", _cards)
+    app.connect("build-finished", _front)
     return {"parallel_read_safe": True, "parallel_write_safe": True, "version": "1"}

@@ -507,6 +507,9 @@ def says_where_it_is(html: Path, page: str) -> None:
     assert {place.rpartition("/")[2] for place in listed} == {"intro.html", "one.html"}
     assert all(place.startswith("https://example.org/book/") for place in listed)
     assert (html / ".nojekyll").is_file()
+    front = (html / "index.html").read_text(encoding="utf-8")
+    assert 'content="0; url=intro.html"' in front
+    assert '<meta property="og:image" content="https://example.org/book/_static/social/' in front
     lost = (html / "404.html").read_text(encoding="utf-8")
     links = re.findall(r'(?:href|src|action)="([^"#]+)"', lost)
     own = [link for link in links if not link.startswith("https://example.org/book/")]
