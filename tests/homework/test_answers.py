@@ -502,7 +502,11 @@ def graded(name: str, answer: str, with_otter: Any, edits: Mapping[str, str] | N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_has_full_marks(name: str, with_otter: Any) -> None:
-    for question, found in graded(name, "solution", with_otter, {}).items():
+    questions = homework(name).questions
+    points = {q: about.possible for q, about in questions.items() if not about.manual}
+    results = graded(name, "solution", with_otter, {})
+    assert {q: found["possible"] for q, found in results.items()} == pytest.approx(points)
+    for question, found in results.items():
         assert found["messages"] == [], question
         assert found["score"] == pytest.approx(found["possible"])
 
@@ -542,6 +546,9 @@ def test_points_and_free_text(name: str) -> None:
     assert 0.2 <= by_hand / total <= 0.3
     assert text.count("Rubric, ") == sum(q.manual for q in found.questions.values())
     assert len(WRONG.get(name, [])) >= 5
+    for question in found.questions.values():  # of two of one name, otter runs the last
+        names = [re.search(r"^def (\w+)", body, re.MULTILINE)[1] for _, _, body in question.tests]
+        assert len(set(names)) == len(names), names
     headings = re.findall(r"^## \d+\. .*\(([\d.]+) points?\)$", text, re.MULTILINE)
     points = [q.points if q.manual else q.possible for q in found.questions.values()]
     assert [float(h) for h in headings] == pytest.approx(points)
