@@ -312,6 +312,8 @@ def _grade(arguments: argparse.Namespace) -> int:
         print(f"[{done}/{total}] {name}: {points:g} points, {tail}", flush=True)
 
     grading.grade(plan, report)
+    for name in grading.left_out(folder, plan.out):
+        print(f"fabook: not graded, no .ipynb and no .zip: {name}", file=sys.stderr)
     print(plan.out / "grades.csv")
     return 0
 

@@ -12,21 +12,22 @@ import csv
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bookkit.files import write
+from bookkit.otter_worker import descendants, end
 
 SUFFIXES = (".ipynb", ".zip")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+CLUTTER = ("graded", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX", ".ipynb_checkpoints")
 CELLS = 20  # limits of one cell that a whole submission may take
 
 
@@ -80,23 +81,30 @@ def submissions(folder: Path) -> list[Path]:
     Raises:
         GradingError: if there are none.
     """
-    found = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise GradingError(f"{folder} holds no submissions ({' or '.join(SUFFIXES)})")
     return found
 
 
+def left_out(folder: Path, out: Path) -> list[str]:
+    """Names in a folder that are no submissions: folders, links to nothing, other files."""
+    found = {*submissions(folder), out, *(folder / name for name in CLUTTER)}
+    return sorted(shown(p) for p in folder.iterdir() if p not in found)
+
+
+def shown(path: Path) -> str:
+    """A file's name as text: bytes that are no UTF-8 as ``\\xe9``."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")
+
+
 def homework_of(path: Path) -> str | None:
     """The name of the homework that a submission says it is; None if it says nothing."""
+    from bookkit import otter_worker
+
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                (name,) = (n for n in archive.namelist() if n.endswith(".ipynb"))
-                notebook = json.loads(archive.read(name))
-        else:
-            notebook = json.loads(path.read_bytes())
-        return str(notebook["metadata"]["otter"]["assignment_name"])
-    except (KeyError, TypeError, ValueError, RuntimeError):
+        return str(otter_worker.read(path)["metadata"]["otter"]["assignment_name"])
+    except Exception:  # whatever is wrong with it, the worker says
         return None
 
 
@@ -137,7 +145,7 @@ def grade(plan: Plan, report: Callable[[str, dict[str, Any]], None]) -> list[dic
         for future in as_completed(futures):
             name = futures[future].name
             results[name] = future.result()
-            report(name, results[name])
+            report(shown(futures[future]), results[name])
     finally:
         running.stop()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -174,28 +182,30 @@ class _Running:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started; its kernel has the same session."""
-    for descendant in [*_descendants(process.pid), process.pid]:
-        try:
-            os.kill(descendant, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
+    end([*descendants(process.pid), process.pid])
     process.wait()
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    """Children of a process, deepest first; none where the system has no /proc."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return
-    for child in map(int, children):
-        yield from _descendants(child)
-        yield child
+def _file(path: Path) -> str:
+    """A name for a submission's own files: its own, cut where a suffix would make it too long."""
+    name = shown(path)
+    if len(name.encode()) <= 180:
+        return name
+    return f"{name[:40]}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
 
 
 def _one(plan: Plan, path: Path, common: str, running: _Running) -> dict[str, Any]:
+    """A submission's result; whatever fails here is its own error and no one else's."""
+    try:
+        return _graded(plan, path, common, running)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+        return {"submission": shown(path), "error": why, "final": False}
+
+
+def _graded(plan: Plan, path: Path, common: str, running: _Running) -> dict[str, Any]:
     key = hashlib.sha256(common.encode() + path.read_bytes()).hexdigest()
-    target = plan.out / "results" / f"{path.name}.json"
+    target = plan.out / "results" / f"{_file(path)}.json"
     try:
         known = json.loads(target.read_text(encoding="utf-8"))
         if known["key"] == key and known.get("final", True):
@@ -204,9 +214,9 @@ def _one(plan: Plan, path: Path, common: str, running: _Running) -> dict[str, An
         pass
     with tempfile.TemporaryDirectory(prefix="bookkit-result-") as work:
         found = _run(plan, path, Path(work) / "result.json", running)
-    found |= {"submission": path.name, "key": key}
+    found |= {"submission": shown(path), "key": key}
     write(target, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write(plan.out / "feedback" / f"{path.name}.txt", feedback(plan, found))
+    write(plan.out / "feedback" / f"{_file(path)}.txt", feedback(plan, found))
     return found
 
 
@@ -216,20 +226,20 @@ def _run(plan: Plan, path: Path, made: Path, running: _Running) -> dict[str, Any
     command += [str(plan.homework / "autograder.zip"), str(made)]
     command += ["--limit", str(plan.limit), "--memory", str(plan.memory)]
     environment = os.environ | dict.fromkeys(THREADS, "1") | {"FABOOK_COURSE": str(plan.course)}
-    process = subprocess.Popen(
-        command, env=environment, start_new_session=True, cwd=plan.homework,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    log = made.with_name("stderr")  # no pipe: what a submission leaves running would hold it open
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, cwd=plan.homework,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+        )  # fmt: skip
     running.add(process)
     try:
-        _, stderr = process.communicate(timeout=CELLS * plan.limit)
-        why = stderr.decode(errors="replace").strip()[-500:]
+        process.wait(timeout=CELLS * plan.limit)
+        why = log.read_bytes()[-2000:].decode(errors="replace").strip()[-500:]
     except subprocess.TimeoutExpired:
         why = f"stopped after {CELLS * plan.limit} s"
     finally:
         running.end(process)
-        assert process.stderr is not None
-        process.stderr.close()
     if running.stopped:
         raise KeyboardInterrupt
     try:
@@ -255,14 +265,19 @@ def write_table(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Path:
     for row in rows:
         points = [score(row, q) for q in automatic]
         notes = [row["error"]] if "error" in row else row.get("notes", [])
-        line = [row["submission"], f"{sum(points):g}", *(f"{p:g}" for p in points)]
-        lines.append([*line, *("" for _ in by_hand), "; ".join(notes)])
+        line = [_cell(row["submission"]), f"{sum(points):g}", *(f"{p:g}" for p in points)]
+        lines.append([*line, *("" for _ in by_hand), _cell("; ".join(notes))])
     path = plan.out / "grades.csv"
     partial = path.with_suffix(".tmp")
     with partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([heads, *lines])
     partial.replace(path)
     return path
+
+
+def _cell(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def feedback(plan: Plan, row: Mapping[str, Any]) -> str:

@@ -13,38 +13,50 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import re
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest import mock
 
 GRACE = 10  # seconds beyond the limit, after which a cell that ignores it is left out
 ATTEMPTS = 12  # cells and tests that may be left out
 OUTPUT = 100_000  # characters of a cell's output that are kept
+MESSAGE = 2_000  # characters of a message
+SIZE = 100 * 2**20  # bytes of a notebook
+FILES = 2**30  # bytes of a file that a submission writes
 MARK = "bookkit_cell"
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 _CHECK = re.compile(r'(?:\.check\("|tests/)(\w+)(?:\.py)?"\)')
 _HEAD = re.compile(r"#\s*BEGIN QUESTION\s*\n(.*)", re.DOTALL)
 
 # Runs in the kernel before the submission: a limit for every cell, and one for every test.
 LIMITS = """\
 def _limits(seconds):
-    import signal
+    import os, pathlib, signal, sys
     from otter.test_files import exception_test
-    now = [seconds]
+    now, here, shell = [seconds], os.getcwd(), get_ipython()
+    tests = {path.absolute(): path.read_bytes() for path in pathlib.Path("tests").glob("*.py")}
 
     def stop(number, frame):
         raise TimeoutError(f"stopped after {seconds} s: does a loop never end?")
 
     def start(*details, limit=seconds):
+        if details and "check" in details[0].raw_cell:  # tests are where they were
+            os.chdir(here)
+            for path, content in tests.items():
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
         signal.setitimer(signal.ITIMER_REAL, limit)
 
     def end(*details):
@@ -57,6 +69,8 @@ def _limits(seconds):
         except TimeoutError:
             now[0] = max(1, seconds // 10)  # the question's other tests need not wait as long
             raise
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(f"the answer ends the program: {type(error).__name__}") from None
         finally:
             end()
 
@@ -69,17 +83,19 @@ def _limits(seconds):
 
     def explained(self, error, *rest):
         try:
-            return say(self, error, *rest)
+            said = say(self, error, *rest)
         except Exception:
-            return f"{type(error).__name__}: {error}"
+            said = f"{type(error).__name__}: {error}"
+        said = said if len(said) <= %d else f"{said[:%d]} [cut]"
+        return said.encode(errors="backslashreplace").decode()
 
     signal.signal(signal.SIGALRM, stop)
     exception_test.test_case.call_func = limited
     exception_test.ExceptionTestFile.run = afresh
     exception_test.ExceptionTestFile._generate_error_message = explained
-    events = get_ipython().events
-    events.register("pre_run_cell", start)
-    events.register("post_run_cell", end)
+    shell.ask_exit = lambda: sys.exit("exit() or quit()")  # would end the kernel a cell later
+    shell.events.register("pre_run_cell", start)
+    shell.events.register("post_run_cell", end)
 
 _limits(%d)
 del _limits
@@ -196,13 +212,15 @@ def grade(submission: Path, autograder: Path, *, limit: int, memory: float) -> d
     """
     bound = int(memory * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILES, FILES))
     begin = time.monotonic()
     text = read(submission)
+    belongs(text, _assignment(autograder))
     dead_cells: dict[int, str] = {}
     dead_tests: dict[str, str] = {}
     for _ in range(ATTEMPTS):
         with tempfile.TemporaryDirectory(prefix="bookkit-grade-") as work:
-            notebook = _prepared(text, dead_cells, limit, _tests(autograder), Path(work))
+            notebook = _prepared(text, dead_cells, limit, autograder, Path(work))
             archive = _archive(autograder, dead_tests, Path(work))
             results, culprit, why = _attempt(notebook, archive, limit)
         if results is not None:
@@ -228,21 +246,50 @@ def read(submission: Path) -> Any:
     try:
         if zipfile.is_zipfile(submission):
             with zipfile.ZipFile(submission) as archive:
-                names = [n for n in archive.namelist() if n.endswith(".ipynb")]
+                names = [n for n in archive.namelist() if _is_notebook(PurePosixPath(n))]
                 if len(names) != 1:
                     raise Refused(f"expected one notebook in the zip file, found {len(names)}")
-                content = archive.read(names[0])
+                with archive.open(names[0]) as file:
+                    content = file.read(SIZE + 1)
         else:
-            content = submission.read_bytes()
+            with submission.open("rb") as file:
+                content = file.read(SIZE + 1)
+        if len(content) > SIZE:
+            raise Refused(f"more than {SIZE // 2**20} MB: clear the outputs")
+        if content.startswith(b"PK"):
+            raise Refused("this is no notebook: a zip file that is not whole")
         notebook = json.loads(content)
         cells = notebook["cells"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, Refused):
-            raise
+    except Refused:
+        raise
+    except UnicodeDecodeError:
+        raise Refused("this is no notebook: it is not UTF-8") from None
+    except Exception as error:  # a damaged archive raises what it likes
         raise Refused(f"this is no notebook: {type(error).__name__}: {error}") from None
     if not isinstance(cells, list) or not all(isinstance(c, dict) for c in cells):
         raise Refused("this is no notebook: its cells are no list")
     return notebook
+
+
+def belongs(notebook: Any, name: str) -> None:
+    """Refuse the notebook of another homework; one that does not say which passes."""
+    try:
+        said = notebook["metadata"]["otter"]["assignment_name"]
+    except (KeyError, TypeError):
+        return
+    if said != name:
+        raise Refused(f"this is the notebook of {str(said)[:40]!r}, not of {name!r}")
+
+
+def _is_notebook(path: PurePosixPath) -> bool:
+    """Whether a file of an archive is one; what systems and Jupyter add is none."""
+    added = any(part == "__MACOSX" or part.startswith(".") for part in path.parts)
+    return path.suffix == ".ipynb" and not added
+
+
+def _assignment(autograder: Path) -> str:
+    with zipfile.ZipFile(autograder) as archive:
+        return str(json.loads(archive.read("otter_config.json"))["assignment_name"])
 
 
 def _tests(autograder: Path) -> list[str]:
@@ -252,27 +299,36 @@ def _tests(autograder: Path) -> list[str]:
 
 
 def _prepared(
-    notebook: Any, dead: dict[int, str], limit: int, tests: Sequence[str], work: Path
+    notebook: Any, dead: dict[int, str], limit: int, autograder: Path, work: Path
 ) -> Path:
-    """A copy with limits in front, its cells marked, dead ones replaced, every test at the end."""
-    copy = json.loads(json.dumps(notebook))
-    for number, cell in enumerate(copy["cells"]):
-        cell["metadata"] = {**(cell.get("metadata") or {}), MARK: number}
-        if cell.get("cell_type") == "code":
-            cell["outputs"] = []
-        if number in dead:
-            cell["source"] = f"raise TimeoutError({dead[number]!r})"
+    """Its cells, marked, with limits in front, dead ones replaced, and every test at the end.
+
+    Nothing else of it is taken over: it runs in this environment's kernel whatever it names.
+    """
+    name, tests = _assignment(autograder), _tests(autograder)
+    cells = []
+    for number, cell in enumerate(notebook["cells"]):
+        kind, source, own = cell.get("cell_type"), cell.get("source"), cell.get("metadata")
+        source = "".join(map(str, source)) if isinstance(source, list) else str(source)
+        new = {"cell_type": kind if kind in ("code", "markdown") else "raw", "id": f"cell-{number}"}
+        new |= {"metadata": {**(own if isinstance(own, dict) else {}), MARK: number}}
+        if kind == "code":
+            new |= {"outputs": [], "execution_count": None}
+        new["source"] = f"raise TimeoutError({dead[number]!r})" if number in dead else source
+        cells.append(new)
     first: dict[str, Any] = {
         "cell_type": "code",
         "metadata": {},
         "outputs": [],
         "execution_count": None,
     }
-    copy["cells"].insert(0, first | {"source": LIMITS % limit, "id": "limits"})
-    for name in tests:
-        copy["cells"].append(first | {"source": LAST.format(name=name), "id": f"last-{name}"})
+    cells.insert(0, first | {"source": LIMITS % (MESSAGE, MESSAGE, limit), "id": "limits"})
+    for test in tests:
+        cells.append(first | {"source": LAST.format(name=test), "id": f"last-{test}"})
     path = work / "submission.ipynb"
-    path.write_text(json.dumps(copy))
+    metadata = {"kernelspec": KERNEL, "otter": {"assignment_name": name}}
+    whole = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    path.write_bytes(json.dumps(whole, ensure_ascii=False).encode(errors="replace"))
     return path
 
 
@@ -358,6 +414,34 @@ def _questions(results: Any) -> dict[str, Any]:
     return found
 
 
+# --- what a submission leaves running -------------------------------------------------------------
+
+
+def adopt() -> None:
+    """Have what a submission detaches become a child of this process, where the system can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Children of a process, deepest first; none where the system has no /proc."""
+    try:
+        tasks = [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
+        children = [int(child) for task in tasks for child in task.read_text().split()]
+    except OSError:
+        return
+    for child in children:
+        yield from descendants(child)
+        yield child
+
+
+def end(pids: Iterable[int]) -> None:
+    """Kill processes."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
 # --- command line --------------------------------------------------------------------------------
 
 
@@ -380,13 +464,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(build(source.resolve(), arguments.out.resolve()))
         return 0
     paths = (arguments.submission.resolve(), arguments.autograder.resolve())
+    adopt()
     try:
         found = grade(*paths, limit=arguments.limit, memory=arguments.memory)
     except Exception as error:  # whatever a submission does, it gets an answer
         known = isinstance(error, Refused)
         found = {"error": str(error) if known else f"{type(error).__name__}: {error}"}
+    end(descendants(os.getpid()))
     partial = arguments.result.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    partial.write_bytes(text.encode(errors="backslashreplace"))
     partial.replace(arguments.result)
     return 0
 

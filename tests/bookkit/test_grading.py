@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -22,8 +23,8 @@ WORKER = """#!{python}
 import json, sys, time, os
 from pathlib import Path
 submission, result = Path(sys.argv[4]), Path(sys.argv[6])
-with open({log!r}, "a") as log:  # two workers write at a time
-    log.write(submission.name + "\\n")
+with open({log!r}, "ab") as log:  # two workers write at a time
+    log.write(os.fsencode(submission.name) + b"\\n")
 if "hangs" in submission.name:
     time.sleep(1000)
 if "crashes" in submission.name:
@@ -73,7 +74,7 @@ def table(plan: grading.Plan) -> list[dict[str, str]]:
 def graded(plan: grading.Plan) -> list[str]:
     """The submissions that the worker was asked for since the last look."""
     log = plan.python.with_name("log")
-    names = log.read_text().split()
+    names = log.read_text().splitlines()
     log.write_text("")
     return sorted(names)
 
@@ -126,6 +127,63 @@ def test_what_was_not_the_submissions_fault_is_tried_again(plan: grading.Plan) -
         assert graded(plan) == ["crashes.ipynb"]
 
 
+NAMES = (
+    "José Müller (2).ipynb",
+    "=1+1.ipynb",
+    "SHOUTED.IPYNB",
+    os.fsdecode(b"jos\xe9.ipynb"),  # as Windows writes it into a zip file
+    "n" * 249 + ".ipynb",
+    "right.zip",  # beside right.ipynb
+)
+
+
+def test_any_name_of_a_file_will_do(
+    plan: grading.Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("hangs", "crashes", "wrong"):
+        (plan.folder / f"{name}.ipynb").unlink()
+    for name in NAMES:
+        (plan.folder / name).write_text(notebook())
+    (plan.folder / "notes.txt").write_text("")
+    (plan.folder / "a folder").mkdir()
+    (plan.folder / "nowhere.ipynb").symlink_to("nothing")
+    (plan.folder.parent / "_build").mkdir()
+    shutil.move(plan.homework.parent, plan.folder.parent / "_build" / "homework")
+    monkeypatch.setattr("bookkit.claims.find_root", lambda: plan.folder.parent)
+    words = ["grade", str(plan.folder), "--python", str(plan.python), "--limit", "1"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr()
+    assert [line.rpartition(": ")[2] for line in said.err.splitlines()] == [
+        "a folder", "notes.txt", "nowhere.ipynb",
+    ]  # fmt: skip
+    assert "jos\\xe9.ipynb: 0.5 points" in said.out
+    totals = {row["submission"]: row["total"] for row in table(plan)}
+    assert totals.pop("right.ipynb") == totals.pop("right.zip") == "2"
+    assert sorted(totals) == [
+        "'=1+1.ipynb", "José Müller (2).ipynb", "SHOUTED.IPYNB", "jos\\xe9.ipynb", NAMES[4],
+    ]  # fmt: skip
+    assert set(totals.values()) == {"0.5"}
+    assert len(list((plan.out / "feedback").iterdir())) == 7
+    log = plan.python.with_name("log")
+    log.write_text("")
+    assert cli.main(words) == 0
+    assert log.read_text() == ""  # each has its own result
+
+
+def test_what_fails_here_stops_no_other(
+    plan: grading.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(plan: grading.Plan, path: Path, *rest: Any) -> dict[str, Any]:
+        if path.stem == "wrong":
+            raise OSError("no space left")
+        return {"questions": {"q1": {"score": 2.0, "possible": 2.0, "messages": []}}, "seconds": 1}
+
+    monkeypatch.setattr(grading, "_run", run)
+    rows = {row["submission"]: row for row in grading.grade(plan, lambda *_: None)}
+    assert rows["wrong.ipynb"]["error"] == "OSError: no space left"
+    assert [row["total"] for row in table(plan)] == ["2", "2", "2", "0"]
+
+
 def test_which_homework(plan: grading.Plan) -> None:
     assert grading.locate(plan.folder, plan.homework.parent, None) == plan.homework
     with pytest.raises(grading.GradingError, match="make homework"):
@@ -168,6 +226,63 @@ def test_files_that_are_no_notebooks(tmp_path: Path, content: bytes, message: st
         otter_worker.read(tmp_path / "two.zip")
 
 
+def test_damaged_and_swollen_files(plan: grading.Plan) -> None:
+    for path in plan.folder.iterdir():
+        path.unlink()
+    whole = plan.folder / "whole.zip"
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("homework/hw1.ipynb", notebook())
+        archive.writestr("__MACOSX/homework/._hw1.ipynb", b"\0\5")
+        archive.writestr("homework/.ipynb_checkpoints/hw1-checkpoint.ipynb", notebook("hw2"))
+    content = whole.read_bytes()
+    (plan.folder / "damaged.zip").write_bytes(content[:60] + bytes(30) + content[90:])
+    (plan.folder / "torn.zip").write_bytes(content[:-40])
+    with zipfile.ZipFile(plan.folder / "swollen.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("hw1.ipynb", b" " * (otter_worker.SIZE + 1))
+    (plan.folder / "latin.ipynb").write_bytes(
+        notebook("hw1").replace("hw1", "caf\xe9").encode("latin-1")
+    )
+    (plan.folder / "deep.ipynb").write_text('{"cells":' + "[" * 10**5 + "]" * 10**5 + "}")
+    (plan.folder / "marked.ipynb").write_bytes(b"\xef\xbb\xbf" + notebook().encode())
+    assert grading.locate(plan.folder, plan.homework.parent, None) == plan.homework
+    said = {}
+    for path in plan.folder.iterdir():
+        try:
+            otter_worker.read(path)
+        except otter_worker.Refused as error:
+            said[path.name] = str(error)
+    assert sorted(said) == ["damaged.zip", "deep.ipynb", "latin.ipynb", "swollen.zip", "torn.zip"]
+    assert said["torn.zip"] == "this is no notebook: a zip file that is not whole"
+    assert said["latin.ipynb"] == "this is no notebook: it is not UTF-8"
+    assert said["swollen.zip"] == "more than 100 MB: clear the outputs"
+
+
+def test_what_runs_of_a_notebook(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "autograder.zip", "w") as archive:
+        archive.writestr("otter_config.json", '{"assignment_name": "hw1"}')
+        archive.writestr("tests/q1.py", "points = 2")
+    written: Any = {
+        "metadata": {"kernelspec": {"name": "conda-env-ml"}, "otter": {"assignment_name": "hw1"}},
+        "cells": [
+            {"cell_type": "code", "source": ["a = 1\n", "b = '\ud800'"], "metadata": None},
+            {"cell_type": "code", "source": 5, "outputs": 3},
+            {"cell_type": "new", "source": "text"},
+            {},
+        ],
+    }
+    path = otter_worker._prepared(written, {1: "no end"}, 9, tmp_path / "autograder.zip", tmp_path)
+    made = json.loads(path.read_text(encoding="utf-8"))
+    assert made["metadata"]["kernelspec"]["name"] == "python3"
+    kinds, sources = zip(*((c["cell_type"], c["source"]) for c in made["cells"]), strict=True)
+    assert kinds == ("code", "code", "code", "raw", "raw", "code")
+    assert sources[1:3] == ("a = 1\nb = '?'", "raise TimeoutError('no end')")
+    assert "./tests/q1.py" in sources[-1]
+    otter_worker.belongs(written, "hw1")
+    otter_worker.belongs({"metadata": 3}, "hw1")  # lost on the way: the folder says what it is
+    with pytest.raises(otter_worker.Refused, match="the notebook of 'hw1', not of 'hw2'"):
+        otter_worker.belongs(written, "hw2")
+
+
 # What these do to themselves costs the question where they do it, and no other.
 HARM = {
     "endless call": ("gate = {l", "while True: pass\n    gate = {l", {"q1", "q3"}),
@@ -180,6 +295,22 @@ HARM = {
         "n = 0\nwhile True:\n    try:\n        while True:\n            n += 1\n"
         "    except BaseException:\n        n = 0\npredicted_two =",
         {"q4"},
+    ),
+    "an exit in an answer": ("length = a.norm", "exit()\n    length = a.norm", {"q2"}),
+    "an exit in a cell": ("predicted_two =", "quit()\npredicted_two =", {"q4"}),
+    "tests removed": (
+        "predicted_two =", "import shutil; shutil.rmtree('tests')\npredicted_two =", set(),
+    ),
+    "a long message": (
+        "length = a.norm", "raise ValueError('x' * 10**7)\n    length = a.norm", {"q2"},
+    ),
+    "another folder": ("predicted_two =", "import os; os.chdir('/')\npredicted_two =", set()),
+    "left running": (
+        "predicted_two =",
+        "import subprocess\n"
+        "subprocess.Popen(['sleep', '7777'], start_new_session=True)\n"
+        "subprocess.run('setsid nohup sleep 7777 &', shell=True)\npredicted_two =",
+        set(),
     ),
     "memory": ("length = a.norm", "torch.ones(10**12)\n    length = a.norm", {"q2"}),
     "endless output": (
@@ -201,7 +332,10 @@ def test_harm_stays_in_its_question(pytestconfig: pytest.Config, tmp_path: Path)
             source = "".join(cell["source"])
             if cell["cell_type"] == "code" and not source.startswith('"""'):
                 cell["source"] = source.replace(old, new)
+        solution["metadata"]["kernelspec"]["name"] = "conda-env-ml"  # not here
         (tmp_path / f"{name}.ipynb").write_text(json.dumps(solution))
+    other = built.parent / "hw2" / "student" / "hw2.ipynb"
+    (tmp_path / "of another homework.ipynb").write_bytes(other.read_bytes())
     (tmp_path / "nonsense.ipynb").write_text("nonsense")
     python = ROOT / ".venv-homework" / "bin" / "python"
     plan = grading.Plan(tmp_path, tmp_path / "out", built, python, limit=15)
@@ -209,8 +343,12 @@ def test_harm_stays_in_its_question(pytestconfig: pytest.Config, tmp_path: Path)
     for name, (_, _, hurt) in HARM.items():
         lost = {q for q, f in rows[name]["questions"].items() if f["score"] < f["possible"]}
         assert lost == hurt, (name, rows[name])
+        assert len(json.dumps(rows[name])) < 20_000
+    assert "the answer ends the program" in json.dumps(rows["an exit in an answer"])
     assert "this is no notebook" in rows["nonsense"]["error"]
-    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if _under(p, tmp_path)]
+    assert "the notebook of 'hw2'" in rows["of another homework"]["error"]
+    for trace in (tmp_path, Path("7777")):
+        assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if _under(p, trace)]
 
 
 def test_the_page_says_what_was_measured() -> None:
