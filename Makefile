@@ -129,7 +129,7 @@ bench-grading: $(STAMP) homework ## Grade 200 generated submissions: minutes and
 slides: $(STAMP) ## Make the slides of the first hour: _build/slides
 	@mkdir -p _build/slides
 	$(call stage,slides,$(BIN)/jupytext --quiet --to ipynb book/teach/slides.md \
-	-o _build/slides/slides.ipynb && $(BIN)/python -W ignore -m nbconvert --log-level WARN --execute --to slides \
+	-o _build/slides/slides.ipynb && $(BIN)/python -W ignore -m nbconvert --log-level WARN --execute --to slides --no-prompt \
 	$(if $(REVEAL),--SlidesExporter.reveal_url_prefix=$(REVEAL)) --TagRemovePreprocessor.enabled=True \
 	--TagRemovePreprocessor.remove_input_tags=remove-input _build/slides/slides.ipynb)
 

@@ -85,3 +85,5 @@ def test_the_syllabus_says_of_every_page_what_it_is_for() -> None:
 def test_the_slides_are_a_deck() -> None:
     deck = (ROOT / "book" / "teach" / "slides.md").read_text(encoding="utf-8")
     assert deck.count('"slide_type": "slide"') + deck.count("slide_type: slide") >= 8
+    code = "".join(re.findall(r"```\{code-cell\} ipython3\n(?!---)(.*?)```", deck, re.DOTALL))
+    assert max(map(len, code.splitlines())) <= 62  # what a slide shows of a line
