@@ -53,8 +53,9 @@ def parser() -> argparse.ArgumentParser:
     examples = ["list", "list online_dynamics", "list --runs --json"]
     text = "List notebooks, parameters of one, or runs."
     made = add("list", text, *examples, options="json out")
-    made.add_argument("name", nargs="?", metavar="NAME", help="show this notebook's parameters")
-    made.add_argument("--runs", action="store_true", help="list all runs instead")
+    either = made.add_mutually_exclusive_group()
+    either.add_argument("name", nargs="?", metavar="NAME", help="show this notebook's parameters")
+    either.add_argument("--runs", action="store_true", help="list all runs instead")
     examples = [
         *("run", "run refinetti2021 --preset paper --jobs 2", "run online_dynamics -p seed=3"),
         *("run week1/hw.md -f params.yaml", "run --scheduler tcp://10.0.0.1:8786"),
@@ -115,7 +116,7 @@ def _running(made: argparse.ArgumentParser) -> None:
     many("-y", "--parameters_yaml", metavar="YAML", text="parameters as YAML")
     text = "a YAML file of parameters; -p and -r come before it"
     many("-f", "--parameters_file", metavar="FILE", text=text, kind=Path)
-    made.add_argument("--jobs", type=_positive, metavar="N", help="kernels at a time (cores)")
+    made.add_argument("--jobs", type=_positive, metavar="N", help="kernels here at a time (cores)")
     made.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
     text = "local, or the address of a Dask scheduler"
     made.add_argument("--scheduler", metavar="local|ADDRESS", help=text)

@@ -60,8 +60,7 @@ def _list(arguments: argparse.Namespace) -> int:
         found = runs.listed(out)
         return report.as_json(found) if arguments.json else report.runs(found)
     if arguments.name:
-        (notebook,) = notebooks.select(root, [arguments.name])[:1]
-        rows = parameters.listing(parameters.of(notebook.path))
+        rows = parameters.listing(parameters.of(notebooks.one(root, arguments.name).path))
         if arguments.json:
             return report.as_json(rows)
         heads = ["parameter", "type", *claims.PRESETS, ""]
@@ -101,7 +100,15 @@ def _values(arguments: argparse.Namespace) -> dict[str, list[Any]]:
 
 
 def _scheduler(arguments: argparse.Namespace) -> str | None:
-    return None if arguments.scheduler == "local" else arguments.scheduler
+    if arguments.scheduler in (None, "local"):
+        return None
+    if not arguments.scheduler.strip():
+        raise ValueError("--scheduler is local or an address, got an empty text")
+    if arguments.jobs is not None:
+        raise ValueError(
+            "--jobs is for runs on this machine; a cluster's workers take one a thread"
+        )
+    return str(arguments.scheduler)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -129,13 +136,15 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     root, out = _places(arguments)
     grid = sweep.plan(root, arguments.name, _values(arguments), out=out, **_options(arguments))
+    if arguments.plot is not None and not grid.axes:
+        raise ValueError("--plot draws over a swept parameter, and none was given with -p")
     with report.Progress(len(grid.jobs), brief=True) as progress:
         options = {"n_jobs": arguments.jobs, "scheduler": _scheduler(arguments)}
         outcomes, rows = sweep.run(grid, report=progress, **options)
     report.problems(outcomes)
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     print(f"{len(outcomes)} runs, {failed} failed\n{grid.stem}.csv\n{grid.stem}.parquet")
-    if arguments.plot is not None:
+    if arguments.plot is not None and any(row["quantity"] for row in rows):
         from bookkit import picture
 
         print(picture.plot(grid, rows, arguments.plot))

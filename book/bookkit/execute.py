@@ -389,9 +389,11 @@ def _on_cluster(jobs: Sequence[Job], address: str) -> Iterator[Outcome]:
     """Execute on the workers of a Dask cluster, never here; a dead worker's jobs go to others."""
     try:
         from distributed import Client, as_completed
+        from distributed.comm.addressing import get_address_host
     except ImportError as error:
         raise UsageError("--scheduler needs the package 'distributed'") from error
     try:
+        get_address_host(address)  # of a wrong one, a client would leave threads behind
         client = Client(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"no Dask scheduler answers at {address!r}: {error}") from error

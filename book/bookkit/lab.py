@@ -44,7 +44,7 @@ def command(
     words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}"]
     words.append(f"--LabApp.workspaces_dir={out / 'jupyterlab'}")
     if name is not None:
-        (notebook,) = notebooks.select(root, [name])[:1]
+        notebook = notebooks.one(root, name)
         if not notebook.path.is_relative_to(root):
             raise UsageError(f"{notebook.path} is not in {root}")
         path = notebook.path.relative_to(root).as_posix()

@@ -76,7 +76,7 @@ def sources(root: Path) -> list[Path]:
     """Markdown and ipynb files below `notebooks/`, at any depth, but for hidden ones and the
     `exclude_patterns` of `book/_config.yml`.
     """
-    return [path for path in _files(root) if path.suffix in SUFFIXES]
+    return [path for path in _files(root) if path.suffix in SUFFIXES and path.is_file()]
 
 
 def _files(root: Path) -> list[Path]:
@@ -89,7 +89,7 @@ def _files(root: Path) -> list[Path]:
     found = {
         path.relative_to(root).as_posix(): path
         for path in sorted((root / "notebooks").rglob("*"))
-        if path.suffix.lower() in (*SUFFIXES, *UNREAD)
+        if path.suffix.lower() in (*SUFFIXES, *UNREAD) or (path.is_symlink() and path.is_dir())
     }
     hidden = {name for name in found if any(part.startswith(".") for part in name.split("/"))}
     hidden |= {name for name in found for pattern in patterns if fnmatch(name, pattern)}
@@ -98,7 +98,7 @@ def _files(root: Path) -> list[Path]:
 
 def notebooks(root: Path) -> list[Notebook]:
     """All notebooks of the book: the `sources` whose header names a kernel."""
-    found = [_described(path, root / "notebooks") for path in sources(root)]
+    found = [_described(path, root / "notebooks") for path in _files(root)]
     return [notebook for notebook in found if isinstance(notebook, Notebook)]
 
 
@@ -113,6 +113,10 @@ def _described(path: Path, folder: Path) -> Notebook | str:
     import yaml
 
     shown = f"notebooks/{path.relative_to(folder).as_posix()}"
+    if path.is_dir():
+        return (
+            f"{shown} is a folder: {'links are not followed' if path.is_symlink() else 'no file'}"
+        )
     if path.suffix not in SUFFIXES:
         return f"{shown} is not run: notebooks end in {' or '.join(SUFFIXES)}"
     if path.suffix == ".ipynb" and path.with_suffix(".md").is_file():
@@ -126,7 +130,7 @@ def _described(path: Path, folder: Path) -> Notebook | str:
         else:
             match = re.match(r"---\n(.*?\n)---\n(.*)", text, re.DOTALL)
             header, body = (yaml.safe_load(match[1]), match[2]) if match else ({}, text)
-    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         return f"{shown} cannot be read: {' '.join(str(error).split())}"
     if not isinstance(header, dict) or "kernelspec" not in header:
         return f"{shown} is no notebook: its header names no kernel"
@@ -172,6 +176,18 @@ def select(root: Path, names: Sequence[str]) -> list[Notebook]:
             paths = " and ".join(str(path) for path, book in own.items() if book.name == name)
             raise UsageError(f"{paths} would both be stored as {name}: run them apart, with --out")
     return chosen
+
+
+def one(root: Path, name: str) -> Notebook:
+    """The one notebook of this name.
+
+    Raises:
+        UsageError: as `select`, and for a name that stands for several.
+    """
+    found = select(root, [name])
+    if len(found) > 1:
+        raise UsageError(f"{name!r} stands for several: {', '.join(book.name for book in found)}")
+    return found[0]
 
 
 def _named(name: str, known: Sequence[Notebook]) -> list[Notebook]:

@@ -70,11 +70,18 @@ class Parameter:
 
 
 def read(path: Path) -> Any:
-    """A notebook, Markdown or ipynb, with cell ids that are the same in every run."""
+    """A notebook, Markdown or ipynb, with cell ids that are the same in every run.
+
+    Raises:
+        UsageError: naming a file that is none.
+    """
     import jupytext
 
-    text = path.read_text(encoding="utf-8-sig")
-    notebook = jupytext.reads(text, fmt="ipynb" if path.suffix == ".ipynb" else "md:myst")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        notebook = jupytext.reads(text, fmt="ipynb" if path.suffix == ".ipynb" else "md:myst")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
     for index, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{index}"
     return notebook
@@ -127,12 +134,13 @@ def parameters(source: str, where: str = "parameters cell") -> dict[str, Paramet
     """
     found: dict[str, Parameter] = {}
     try:
-        tree = parse(source)
+        tree = parse(python(source))
     except SyntaxError as error:
         raise UsageError(f"{where}, line {error.lineno}: {error.msg}") from error
     lines = source.splitlines()
     for node in tree.body:
-        for name, expression in _assigned(node):
+        assigned = list(_assigned(node))
+        for name, expression in assigned:
             try:
                 default = evaluate(expression, {n: p.default for n, p in found.items()})
             except ValueError as error:
@@ -144,6 +152,11 @@ def parameters(source: str, where: str = "parameters cell") -> dict[str, Paramet
             match, note = _ONE_OF.search(after), _COMMENT.fullmatch(after)
             choices = tuple(_pieces(match[1])) if match else ()
             found[name] = Parameter(default, choices, {}, note[1] if note and not match else "")
+        if changed := _bound(node) - {name for name, _ in assigned}:
+            raise UsageError(
+                f"{where}, line {node.lineno}: {', '.join(sorted(changed))} must be assigned "
+                "by itself, as in `name = value`"
+            )
     return found
 
 
@@ -151,6 +164,8 @@ def _assigned(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
     """The names that a statement assigns, each with its expression."""
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
         yield node.target.id, node.value
+    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+        yield node.target.id, ast.BinOp(ast.Name(node.target.id), node.op, node.value)
     if not isinstance(node, ast.Assign):
         return
     for target in node.targets:
@@ -160,6 +175,23 @@ def _assigned(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
             for item, value in zip(target.elts, node.value.elts, strict=False):
                 if isinstance(item, ast.Name):
                     yield item.id, value
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """The names that a statement gives values or changes in place; none of a definition's."""
+    apart = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Expr
+    if isinstance(node, apart) or (isinstance(node, ast.AnnAssign) and node.value is None):
+        return set()
+    found = set()
+    for inner in ast.walk(node):
+        place = inner
+        while isinstance(place, ast.Attribute | ast.Subscript):
+            place = place.value
+        if isinstance(place, ast.Name) and isinstance(
+            getattr(inner, "ctx", None), ast.Store | ast.Del
+        ):
+            found.add(place.id)
+    return found
 
 
 def python(source: str) -> str:
@@ -336,7 +368,7 @@ def _like(value: Any, example: Any) -> bool:
 def kind(example: Any) -> str:
     """The type of a value in words, with the value as its example."""
     names = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
-    word = names.get(type(example), f"a {type(example).__name__}")
+    word = names.get(type(example), f"a {type(example).__name__}" if example is not None else "any")
     return word if example is None else f"{word} such as {example!r}"
 
 
@@ -354,9 +386,9 @@ def given(
     base: dict[str, list[Any]] = {}
     for path in files:
         try:
-            base |= _mapping(path.read_text(encoding="utf-8"), str(path))
-        except OSError as error:
-            raise UsageError(f"-f {path}: {error.strerror}") from error
+            base |= _mapping(path.read_text(encoding="utf-8-sig"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"-f {path}: {getattr(error, 'strerror', error)}") from error
     for text in yaml_texts:
         base |= _mapping(text, "-y")
     single: dict[str, list[Any]] = {}
@@ -371,11 +403,14 @@ def given(
 
 def _mapping(text: str, where: str) -> dict[str, list[Any]]:
     import yaml
+    from papermill.iorw import NoDatesSafeLoader
 
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, NoDatesSafeLoader)
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: {error}") from error
+    if found is None:  # an empty file
+        return {}
     if not isinstance(found, dict):
         raise UsageError(f"{where}: parameters are 'name: value' lines, got {found!r}")
     return {str(name): [value] for name, value in found.items()}

@@ -34,6 +34,7 @@ def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path
     swept = [axis for axis, values in sweep.axes.items() if len(values) > 1]
     x, *lines = sorted(swept, key=lambda axis: axis == "seed") or list(sweep.axes)
     lines = [axis for axis in lines if axis != "seed"]
+    numbers = all(type(value) in (int, float) for value in sweep.axes[x])
     groups: dict[str, dict[Any, list[float]]] = {}
     stems = {job.stem: point for job, point in zip(sweep.jobs, sweep.points)}
     for row in rows:
@@ -41,7 +42,8 @@ def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path
             point = stems[row["run"]]
             label = ", ".join(f"{axis} = {point[axis]}" for axis in lines)
             if row["value"] is not None:
-                groups.setdefault(label, {}).setdefault(cell(point[x]), []).append(row["value"])
+                at = float(point[x]) if numbers else str(cell(point[x]))
+                groups.setdefault(label, {}).setdefault(at, []).append(row["value"])
     figure = Figure(figsize=(5.4, 3.6), layout="constrained")
     axes = figure.add_subplot(xlabel=x, ylabel=wanted)
     for label, found in groups.items():

@@ -74,20 +74,21 @@ def plan(
     Raises:
         UsageError: for anything unknown, ill-typed, or too large, naming what is allowed.
     """
-    chosen = notebooks.select(root, [name])
-    if len(chosen) != 1:
-        shown = ", ".join(book.name for book in chosen)
-        raise UsageError(f"a sweep is of one notebook; {name!r} stands for {shown}")
+    notebook = notebooks.one(root, name)
     (first,) = notebooks.plan(
         root, [name], preset=preset, device=device, out=out, force=force, local=local
     )
-    known, notebook = parameters.of(chosen[0].path), chosen[0]
+    known = parameters.of(notebook.path)
     axes: dict[str, list[Any]] = {}
     for key, texts in values.items():
         found = [value for text in texts for value in parameters.several(text)]
         for value in found:
             notebooks.checked(notebook, {key: value}, preset)
-        converted = [parameters.convert(value, key, known[key]) for value in found]
+        # None is the preset's value: the same run, which stands once in the table.
+        converted = [
+            known[key].value(preset) if value is None else value
+            for value in (parameters.convert(text, key, known[key]) for text in found)
+        ]
         axes[key] = [v for i, v in enumerate(converted) if v not in converted[:i]]
     if (count := math.prod(map(len, axes.values()))) > LARGEST:
         raise UsageError(f"the grid has {count} runs (at most {LARGEST})")
@@ -190,8 +191,12 @@ def save(rows: Sequence[Row], stem: Path) -> None:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Values of one type: whole numbers among fractions become fractions, other mixtures text."""
+    """Values of one type: whole numbers among fractions become fractions, other mixtures text,
+    and so do whole numbers of more than 64 bits.
+    """
     kinds = {type(value) for value in values if value is not None}
+    if any(type(value) is int and value.bit_length() > 63 for value in values):
+        kinds.add(str)
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]
     return values if len(kinds) < 2 else [None if value is None else str(value) for value in values]

@@ -66,7 +66,11 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "words", [["fly"], ["run", "--jobs", "0"], ["run", "--fast"], ["sweep"], ["data"]]
+    "words",
+    [
+        *(["fly"], ["run", "--jobs", "0"], ["run", "--fast"], ["sweep"], ["data"]),
+        ["list", "toy", "--runs"],
+    ],
 )
 def test_wrong_usage_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -522,7 +522,11 @@ def test_nothing_under_notebooks_is_skipped_silently(
     (folder / "toy" / "broken.md").write_text("---\na: [\n---\n", encoding="utf-8")
     for name in ("a.MD", "b.IPYNB", "c.qmd"):
         (folder / "toy" / name).write_text(plain, encoding="utf-8")
-    others = ("README.md", "a.MD", "b.IPYNB", "broken.md", "c.qmd", "plain.ipynb")
+    (folder / "toy" / "d.md").mkdir()
+    (folder / "toy" / "e.md").symlink_to("gone.md")
+    (folder / "toy" / "linked").symlink_to(repository.root / "book")
+    others = ("README.md", "a.MD", "b.IPYNB", "broken.md", "c.qmd")
+    others += ("d.md", "e.md", "linked", "plain.ipynb")
     shutil.copy(folder / "week" / "a.ipynb", folder / "toy" / "plain.ipynb")
     (folder / ".ipynb_checkpoints").mkdir()
     shutil.copy(folder / "week" / "a.ipynb", folder / ".ipynb_checkpoints" / "b.ipynb")
@@ -835,6 +839,9 @@ def test_remains_of_killed_runs_are_removed(repository: Repository) -> None:
         (["toy/recorded", "-p", "widths=3"], "'widths' must be a list such as [3, 4], got '3'"),
         (["toy/recorded", "-p", "widths=[3, 'a']"], "'widths' must be a list"),
         (["--scheduler", "tcp://127.0.0.1:9"], "no Dask scheduler answers at"),
+        (["--scheduler", "host"], "missing port number in address 'host'"),
+        (["--scheduler", ""], "--scheduler is local or an address"),
+        (["--scheduler", "tcp://127.0.0.1:9", "--jobs", "2"], "--jobs is for runs on this machine"),
     ],
 )
 def test_refused(

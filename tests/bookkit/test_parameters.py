@@ -76,6 +76,31 @@ def test_what_only_running_could_tell_is_refused(text: str, write: Any) -> None:
     assert "cell In [1], line 2" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        *(("if seed:\n    x = 3", "x"), ("for i in range(3):\n    x = i", "i, x")),
+        *(("x[0] = 3", "x"), ("x, *y = 1, 2", "y"), ("del x", "x"), ("seed.x = 3", "seed")),
+    ],
+)
+def test_what_changes_a_parameter_is_not_passed_over(line: str, names: str, write: Any) -> None:
+    with pytest.raises(UsageError, match=rf"line 3: {names} must be assigned by itself"):
+        parameters.of(write(f"seed = 0\nx = [1]\n{line}"))
+
+
+def test_a_parameter_is_changed_in_place_or_beside_magic() -> None:
+    found = parameters.parameters("%matplotlib inline\nx = 1\nx += 0.5\n!date\nx: int\nprint(x)")
+    assert found["x"].default == 1.5
+
+
+@pytest.mark.parametrize("name", ["a.md", "b.ipynb", "c.md"])
+def test_a_file_that_is_no_notebook_is_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.mkdir() if name == "c.md" else path.write_bytes(b"\xff\xfe" if name == "a.md" else b"{")
+    with pytest.raises(UsageError, match=rf"{path} cannot be read"):
+        parameters.of(path)
+
+
 def test_several_names_in_one_statement() -> None:
     found = parameters.parameters("a = b = 1\nc, d = 2, [3]\nimport os\n")
     assert {name: known.default for name, known in found.items()} == dict(a=1, b=1, c=2, d=[3])
@@ -150,9 +175,20 @@ def test_yaml_must_be_a_mapping(text: str, message: str) -> None:
         parameters.given(yaml_texts=[text])
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No such file"):
+def test_a_file_as_papermill_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("\ufeffname: 2026-11-29\n", encoding="utf-8")
+    assert parameters.given(files=[file]) == {"name": ["2026-11-29"]}
+    file.write_text("# nothing\n", encoding="utf-8")
+    assert parameters.given(files=[file], yaml_texts=[""]) == {}
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.yaml: No such file"):
         parameters.given(files=[tmp_path / "none.yaml"])
+    (tmp_path / "p.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"p\.yaml: 'utf-8' codec"):
+        parameters.given(files=[tmp_path / "p.yaml"])
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,7 @@ def test_several_ways_to_give_a_grid(root: Path) -> None:
         (["seed=0,x"], "'seed' must be an integer"),
         (["seed=0..9999", "width=1..100"], "the grid has 1000000 runs"),
         (["device=cpu"], "give 'device' as --device"),
+        (["seed="], "'seed' must be an integer"),
     ],
 )
 def test_refused_before_anything_starts(
@@ -194,6 +195,39 @@ def test_refused_before_anything_starts(
     assert cli.main(["sweep", "alpha", *words]) == 2
     assert message in capsys.readouterr().err
     assert kernels(root) == []
+
+
+def test_the_presets_value_and_its_name_are_one_run(root: Path) -> None:
+    source = root / "notebooks" / "toy" / "alpha.md"
+    table = "\n```{code-cell} python\nrun.sizes(quick=dict(n=10), paper=dict(n=99))\n```\n"
+    source.write_text(NOTEBOOK.replace("width = 1", "width = 1\nn = None") + table)
+    grid = sweep.plan(root, "alpha", {"n": ["None,10,20"]}, out=root / "_build")
+    assert grid.axes == {"n": [10, 20]}
+    assert len({job.stem for job in grid.jobs}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("width", f"1,{2**70}"), ("pause", "0,1e-3"), ("own", "1,a,[2]")]
+)
+def test_whatever_is_swept_is_stored_and_drawn(root: Path, name: str, values: str) -> None:
+    source = root / "notebooks" / "toy" / "alpha.md"
+    source.write_text(NOTEBOOK.replace("width = 1", "width = 1\nown = None"))
+    assert cli.main(["sweep", "alpha", "-p", name, values, "--plot"]) == 0
+    (path,) = tables(root)
+    assert path.with_suffix(".png").is_file()
+
+    from pyarrow import parquet
+
+    same = parquet.read_table(path.with_suffix(".parquet")).to_pylist()
+    assert [str(row[name]) for row in same] == [row[name] for row in read(path)]
+
+
+def test_a_picture_needs_something_to_draw(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sweep", "alpha", "--plot"]) == 2
+    assert "--plot" in capsys.readouterr().err
+    assert kernels(root) == []
+    assert cli.main(["sweep", "alpha", "-p", "width=13", "--plot"]) == 1
+    assert "1 runs, 1 failed" in capsys.readouterr().out
 
 
 HOSTILE = ["'; import os; os._exit(1) #", '"""', "a\nb", "{x}\\", "$(id)", "ä∂\t", "..", "%s"]
