@@ -40,7 +40,7 @@ from bookkit import cache, citing, claims, exercises, images, notebooks, tables
 from bookkit.files import mathjax, write
 
 TEMPLATES = Path(__file__).parent / "templates"
-MADE = ("claims", "scorecard", "how-made", "cards", "chips", "not-held", "exercises")
+MADE = ("claims", "scorecard", "how-made", "cards", "chips", "cite", "not-held", "exercises")
 SCALES = {"paper": "Paper scale", "quick": "Quick run of this build"}
 MATHJAX = (
     "startup.js",
@@ -251,7 +251,7 @@ class Book:
         return found + [t for name in self.names for t in exercises.tasks(name, self.prose(name))]
 
     def works(self, what: str) -> list[str]:
-        """BibTeX of the paper that a page is about, else of the works that the page cites."""
+        """BibTeX of a page's paper, else of the works that it cites, else of all papers."""
         known = citing.entries(self.root / "book" / "references.bib")
         paper = what.split("/")[0]
         if paper in known:
@@ -261,7 +261,8 @@ class Book:
             text = self.prose(what)
         else:
             text = chapter.read_text(encoding="utf-8") if chapter.is_file() else ""
-        return [citing.bibtex(known[key]) for key in citing.cited(text) if key in known]
+        cited = [key for key in citing.cited(text) if key in known]
+        return [citing.bibtex(known[key]) for key in cited or self.papers if key in known]
 
     @property
     def citation(self) -> str:

@@ -322,6 +322,8 @@ def test_a_page_carries_the_bibtex_of_its_paper_and_of_the_book(
         "@misc{ours",
         "@article{chu2023",
     ]
+    assert book.works("") == book.works("toy/one"), "a page of no paper has those of the book"
+    assert "Cite this book" in made(book, "cite", "")
     text = made(book, "how-made")
     assert "BibTeX of the paper:\n\n```bibtex\n@misc{toy," in text
     for line in (
