@@ -33,7 +33,8 @@ FOOTER = (
     '<div style="width: 100%; text-align: center; font: 9px sans-serif; color: #555">'
     '<span class="pageNumber"></span></div>'
 )
-# Formulas are drawn before the page is printed; one wider than the page is drawn smaller.
+# Formulas are drawn before the page is printed; one wider than the page is drawn smaller. What is
+# short stays in one piece.
 READY = """
 const done = arguments[0];
 const drawn = window.MathJax?.startup?.promise ?? Promise.resolve();
@@ -45,6 +46,8 @@ drawn.then(() => document.fonts.ready).then(() => {
       formula.style.fontSize = `${(size * room) / formula.scrollWidth - 0.1}px`;
     }
   }
+  for (const box of document.querySelectorAll(".cell_input, .cell_output, div.admonition"))
+    if (box.offsetHeight < 250) box.style.breakInside = "avoid";
   const pictures = [...document.images].map((i) => i.decode().catch(() => null));
   Promise.all(pictures).then(() => done());
 });
