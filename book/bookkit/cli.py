@@ -154,14 +154,14 @@ def _sweep(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from bookkit import cache, runs
 
-    _, out = _places(arguments)
+    root, out = _places(arguments)
     row = runs.find(out, arguments.run, arguments.preset)
     print(f"{row['run']} ({row['preset']}), {row['date']}, {row['minutes']:.2f} min")
     for name, value in row["parameters"].items():
         print(f"    {name} = {value!r}")
     for entry in cache.load(Path(row["results"]))["claims"]:
         print(claims.verdict_line(entry))
-    page = runs.page(row, out)
+    page = runs.page(root, row, out)
     print(*filter(None, (row["results"], row["notebook"], str(page))), sep="\n")
     if sys.stdout.isatty() and not arguments.no_open:
         import webbrowser

@@ -8,7 +8,7 @@ which shows the committed results of the paper preset where there are any.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from bookkit import address, claims, notebooks, parameters, plain
 from bookkit.files import digest, write
 from bookkit.notebooks import Notebook
 from bookkit.parameters import UsageError
-from bookkit.record import GLUE_PREFIX
 
 NEEDED = ("bookkit", "jupytext", "matplotlib", "pooch", "seaborn", "sklearn", "xarray")
 WRITTEN = "Written by fabook export; changes belong into the book's repository."
@@ -129,14 +128,7 @@ def stored(out: Path, source: Path, name: str) -> dict[str, dict[str, str]]:
     code = [c.source for c in parameters.read(source).cells if c.cell_type == "code"]
     if [c.source for c in own] != code:
         return {}
-    return {
-        output["metadata"]["scrapbook"]["name"]: {
-            kind.removeprefix(GLUE_PREFIX): "".join(value) for kind, value in output["data"].items()
-        }
-        for cell in cells
-        for output in cell.get("outputs", [])
-        if "scrapbook" in output.get("metadata", {})
-    }
+    return plain.kept(cells)
 
 
 class Page:
@@ -160,18 +152,15 @@ class Page:
         """The plain notebook."""
         from nbformat import v4
 
-        cells = [_cell("code", self._install(), {"tags": ["install"]})]
-        for solution, cell in self._parts():
+        cells = [plain.cell("code", self._install(), {"tags": ["install"]})]
+        for solution, cell in self.words.parts(self.cells):
             if solution and not self.solutions:
                 continue
             if cell.cell_type == "code":
                 cells += self._code(cell, solution)
                 continue
-            text = self.words.text(cell.source)
-            if solution and text.strip():
-                text = plain.fold(f"Solution of {solution}", text)
-            cells += [_cell("markdown", part) for part in text.split("\f")]
-        cells.append(_cell("markdown", self.words.references.listed()))
+            cells += self.words.prose(cell.source, solution)
+        cells.append(plain.cell("markdown", self.words.references.listed()))
         cells = [cell for cell in cells if cell.source.strip()]
         for index, cell in enumerate(cells):
             cell["id"] = f"cell-{index}"
@@ -182,27 +171,6 @@ class Page:
         }
         return v4.new_notebook(cells=cells, metadata=header)
 
-    def _parts(self) -> Iterator[tuple[str, Any]]:
-        """The cells, cut where a solution begins or ends, with what it solves or ""."""
-        solution = ""
-        for cell in self.cells:
-            if cell.cell_type != "markdown":
-                yield solution, cell
-                continue
-            lines, at = cell.source.split("\n"), 0
-            for token in plain.parser().parse(cell.source):
-                name, argument = plain.directive(token)
-                if name in ("solution-start", "solution-end") and token.map:
-                    yield solution, _cell("markdown", "\n".join(lines[at : token.map[0]]))
-                    at = token.map[1]
-                    solution = self._solved(argument) if name == "solution-start" else ""
-            yield solution, _cell("markdown", "\n".join(lines[at:]))
-
-    def _solved(self, label: str) -> str:
-        """What a solution is of: the one block of exercises, or one of several."""
-        one = self.words.exercises == 1
-        return "the exercises" if one else self.words.labels.get(label, "the exercise").lower()
-
     def _code(self, cell: Any, solution: str) -> list[Any]:
         """A code cell, folded if it is folded on the page, and the caption of its figure."""
         options = cell.metadata.get("mystnb", {})
@@ -212,12 +180,7 @@ class Page:
             metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
             title = title or "Bookkeeping"
         source = f"# @title {title}\n{cell.source}" if title else cell.source
-        made = [_cell("code", source, metadata)]
-        if "figure" in options:
-            figure = options["figure"]
-            caption = self.words.text(figure["caption"])
-            made.append(_cell("markdown", f"**{self.words.labels[figure['name']]}.** {caption}"))
-        return made
+        return [plain.cell("code", source, metadata), *self.words.caption(cell)]
 
     def _install(self) -> str:
         command = (
@@ -236,10 +199,3 @@ class Page:
             "missing = [name for name in needed if find_spec(name) is None]\n"
             f"if missing:\n{command}"
         )
-
-
-def _cell(kind: str, source: str, metadata: Mapping[str, Any] | None = None) -> Any:
-    from nbformat import v4
-
-    make = v4.new_code_cell if kind == "code" else v4.new_markdown_cell
-    return make(source.strip("\n"), metadata=dict(metadata or {}))

@@ -17,6 +17,7 @@ from typing import Any
 
 from bookkit import citing, claims, images, notebooks
 from bookkit.parameters import UsageError
+from bookkit.record import GLUE_PREFIX
 
 NOTHING = {"chips", "how-made", "raw", "cards", "scorecard", "exercise-end", "solution-end"}
 DRAWN = {
@@ -39,6 +40,7 @@ class Words:
         cells: its cells.
         stored: texts and pictures by the names that `run.glue` and `run.figure` gave them.
         solutions: whether solutions of exercises are kept.
+        verdicts: those of the run whose page this is, by claim; None: the committed ones.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Words:
         stored: Mapping[str, Mapping[str, str]],
         *,
         solutions: bool = True,
+        verdicts: Mapping[str, str] | None = None,
     ) -> None:
         self.root, self.name, self.stored, self.solutions = root, name, stored, solutions
+        self.verdicts = verdicts
         self.references = References(root / "book" / "references.bib")
         self.labels: dict[str, str] = {}  # label -> what a reference to it says
         counts = dict.fromkeys(NUMBERED, 0)
@@ -59,6 +63,41 @@ class Words:
                 counts[kind] += 1
                 self.labels[label] = NUMBERED[kind].format(counts[kind])
         self.exercises = counts["ex"]
+
+    def parts(self, cells: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+        """The cells, cut where a solution begins or ends, with what it solves or ""."""
+        solution = ""
+        for whole in cells:
+            if whole.cell_type != "markdown":
+                yield solution, whole
+                continue
+            lines, at = whole.source.split("\n"), 0
+            for token in parser().parse(whole.source):
+                name, argument = directive(token)
+                if name in ("solution-start", "solution-end") and token.map:
+                    yield solution, cell("markdown", "\n".join(lines[at : token.map[0]]))
+                    at = token.map[1]
+                    solution = self._solved(argument) if name == "solution-start" else ""
+            yield solution, cell("markdown", "\n".join(lines[at:]))
+
+    def _solved(self, label: str) -> str:
+        """What a solution is of: the one block of exercises, or one of several."""
+        return "the exercises" if self.exercises == 1 else self.labels.get(label, label).lower()
+
+    def prose(self, source: str, solution: str = "") -> list[Any]:
+        """The cells of plain Markdown that a piece of MyST becomes."""
+        text = self.text(source)
+        if solution and text.strip():
+            text = fold(f"Solution of {solution}", text)
+        return [cell("markdown", part) for part in text.split("\f")]
+
+    def caption(self, drawn: Any) -> list[Any]:
+        """A cell with the caption of the figure that a code cell draws, if it draws one."""
+        figure = drawn.metadata.get("mystnb", {}).get("figure")
+        if not figure:
+            return []
+        words = f"**{self.labels[figure.get('name', '')]}.** {self.text(figure['caption'])}"
+        return [cell("markdown", words)]
 
     def text(self, source: str) -> str:
         """A piece of MyST as plain Markdown; `\\f` stands where a figure wants its own cell."""
@@ -114,7 +153,8 @@ class Words:
         scales = [s for s in DRAWN if "image/png" in self.stored.get(f"{name}:{s}", {})]
         scale = next(iter(scales), "")
         label = self.labels[options.get("name", name)]
-        words = f"**{label}.** {caption.strip()} *{DRAWN[scale]}*"
+        drawn = DRAWN[scale] if self.verdicts is None or not scale else "Drawn from this run."
+        words = f"**{label}.** {caption.strip()} *{drawn}*"
         if not scale:
             return words
         picture = base64.b64decode(self.stored[f"{name}:{scale}"]["image/png"])
@@ -124,10 +164,12 @@ class Words:
         return f"\f![{alt}](data:image/png;base64,{encoded})\n\n{words}\f"
 
     def _verdicts(self) -> list[tuple[claims.Claim, str]]:
-        """The notebook's claims, and their verdicts in the committed results."""
-        path = claims.published_path(self.root, self.name)
-        known = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else []
-        verdicts = {entry["id"]: entry["verdict"] for entry in known}
+        """The notebook's claims, and their verdicts in the run or the committed results."""
+        verdicts = self.verdicts
+        if verdicts is None:
+            path = claims.published_path(self.root, self.name)
+            known = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else []
+            verdicts = {entry["id"]: entry["verdict"] for entry in known}
         own = [c for c in claims.load(self.root).values() if c.notebook == self.name]
         return [(claim, verdicts.get(claim.id, claims.NOT_RUN)) for claim in own]
 
@@ -137,7 +179,8 @@ class Words:
             f"- {self.text(_flat(claim.statement))} *{verdict.capitalize()}.*"
             for claim, verdict in self._verdicts()
         ]
-        heading = "**What is checked**, and what came of it at the paper's scale:"
+        place = "at the paper's scale" if self.verdicts is None else "in this run"
+        heading = f"**What is checked**, and what came of it {place}:"
         return "\n".join([heading, "", *rows]) if rows else ""
 
     def _not_held(self) -> str:
@@ -179,7 +222,9 @@ class Words:
             shown = "–" if value is None else str(ast.literal_eval(value))
             return _escaped(shown)
         if name.startswith("cite"):
-            return self.references.cited(name, content.split(","))
+            keys = [key.strip() for key in content.split(",")]
+            foreign = self.verdicts is not None and not set(keys) <= set(self.references.entries)
+            return content if foreign else self.references.cited(name, keys)
         if name == "numref" and words:
             number = self.labels.get(target, "").removeprefix("Figure ")
             return words.replace("%s", number).replace("{number}", number)
@@ -202,7 +247,7 @@ def labelled(cell: Any) -> Iterator[tuple[str, str]]:
     if cell.cell_type == "markdown":
         yield from _labelled(cell.source)
     elif figure := cell.metadata.get("mystnb", {}).get("figure"):
-        yield "fig", figure["name"]
+        yield "fig", figure.get("name", "")
 
 
 def _labelled(source: str) -> Iterator[tuple[str, str]]:
@@ -223,14 +268,14 @@ class References:
     """Citations of one notebook, by author and year, and the list of what was cited."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.entries = path, citing.entries(path)
+        self.path, self.entries = path, citing.entries(path) if path.is_file() else {}
         self.used: dict[str, None] = {}
 
     def cited(self, style: str, keys: Sequence[str]) -> str:
         """Citations in the text (`cite:t`) or in parentheses."""
         inside = not style.endswith("t")
         shown = []
-        for key in (key.strip() for key in keys):
+        for key in keys:
             if key not in self.entries:
                 raise UsageError(f"{self.path} has no entry {key!r}")
             self.used[key] = None
@@ -303,6 +348,25 @@ def _options(content: str) -> tuple[dict[str, str], str]:
     while found := _OPTION.match(content, at):
         options[found[1]], at = found[2].strip(), found.end()
     return options, content[at:].strip("\n")
+
+
+def kept(cells: Iterable[Any]) -> dict[str, dict[str, str]]:
+    """What executed cells keep under a name, texts and pictures."""
+    return {
+        output["metadata"]["scrapbook"]["name"]: {
+            kind.removeprefix(GLUE_PREFIX): "".join(value) for kind, value in output["data"].items()
+        }
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "scrapbook" in output.get("metadata", {})
+    }
+
+
+def cell(kind: str, source: str, metadata: Mapping[str, Any] | None = None) -> Any:
+    from nbformat import v4
+
+    make = v4.new_code_cell if kind == "code" else v4.new_markdown_cell
+    return make(source.strip("\n"), metadata=dict(metadata or {}))
 
 
 def fold(title: str, text: str) -> str:

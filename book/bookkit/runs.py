@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bookkit import cache, claims
+from bookkit import cache, claims, plain
 from bookkit.files import mathjax, write
 from bookkit.parameters import UsageError
-
-_GLUE = re.compile(r"\{glue:text\}`([^`]+)`")
 
 
 def listed(out: Path) -> list[dict[str, Any]]:
@@ -63,29 +62,38 @@ def find(out: Path, name: str, preset: str | None = None) -> dict[str, Any]:
     raise UsageError(f"no run {name!r} in {out}{hint}; `fabook list --runs` shows all")
 
 
-def page(row: dict[str, Any], out: Path) -> Path:
-    """The run's notebook as one HTML file, with the numbers of its prose in place."""
+def page(root: Path, row: dict[str, Any], out: Path) -> Path:
+    """The run's notebook as one HTML file, with its numbers, verdicts and pictures in the prose."""
     import nbformat
     from nbconvert import HTMLExporter
 
     if row["notebook"] is None:
         raise FileNotFoundError(f"the executed notebook of {row['run']} is missing: run it again")
     notebook = nbformat.read(row["notebook"], as_version=4)
-    glued = {
-        output.metadata["scrapbook"]["name"]: str(next(iter(output.data.values()))).strip("'")
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "scrapbook" in output.get("metadata", {})
-    }
-    for cell in notebook.cells:
-        if cell.cell_type == "code":  # glued values are for the prose alone
-            cell.outputs = [o for o in cell.outputs if "scrapbook" not in o.get("metadata", {})]
-        if cell.cell_type == "markdown":
-            cell.source = _GLUE.sub(lambda m: glued.get(m[1], m[0]), cell.source)
+    kept = plain.kept(notebook.cells)
+    committed = [name for name in kept if name.endswith(":paper") and row["preset"] != "paper"]
+    others = {kept.pop(name)["image/png"] for name in committed}  # pictures of another run
+    verdicts = {e["id"]: e["verdict"] for e in cache.load(Path(row["results"]))["claims"]}
+    name = row["run"].split("@")[0]
+    words = plain.Words(root, name, notebook.cells, kept, verdicts=verdicts)
+    cells = []
+    for solution, cell in words.parts(notebook.cells):
+        made = [cell]
+        if cell.cell_type == "code":  # stored values are for the prose alone
+            shown = [o for o in cell.outputs if "scrapbook" not in o.get("metadata", {})]
+            cell.outputs = [o for o in shown if o.get("data", {}).get("image/png") not in others]
+            made += words.caption(cell)
+        elif cell.cell_type == "markdown":
+            with contextlib.suppress(UsageError, KeyError):  # a reader's own words stay as they are
+                made = words.prose(cell.source, solution)
+        cells += made
+    cells.append(plain.cell("markdown", words.references.listed()))
+    notebook.cells = [cell for cell in cells if cell.source.strip()]
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r'<script[^>]*src="[^"]*"[^>]*></script>', "", body)
-    body = body.replace("</head>", f"{_mathjax()}</head>", 1)
+    style = "<style>.jp-MarkdownOutput {overflow: visible !important}</style>"  # no bar in the text
+    body = body.replace("</head>", f"{style}{_mathjax()}</head>", 1)
     path = out / "pages" / row["preset"] / f"{row['run']}.html"
     write(path, body)
     return path

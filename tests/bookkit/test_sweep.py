@@ -65,6 +65,81 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+CLAIM = """
+[[claim]]
+id = "toy.alpha.small"
+notebook = "toy/alpha"
+paper = "toy"
+where = "Section 1"
+statement = "It is small."
+source = "paper"
+paper_value = "0.01"
+[[claim.check]]
+quantity = "error"
+label = "error"
+comparison = "<="
+bound = 0.5
+"""
+PAGE = """\
+---
+kernelspec: {display_name: Python 3, language: python, name: python3}
+---
+# A toy
+
+:::{lead}
+Short.
+:::
+
+```{hero} hero
+:alt: A line.
+A line over {glue:text}`n`.
+```
+
+```{claims}
+```
+
+$$
+N = 1
+$$ (eq-n)
+
+With {glue:text}`n` units, by {eq}`eq-n`.
+
+As {cite:t}`nobody` found.
+
+```{code-cell} python
+:tags: [parameters]
+preset = "quick"
+seed = 0
+device = "auto"
+```
+
+```{code-cell} python
+import bookkit, matplotlib.pyplot as plt
+run = bookkit.start("toy/alpha", globals())
+run.glue(n="3,200")
+run.record("line", dims=["t"], t=[0, 1], y=[0.0, seed])
+run.figure("hero", lambda data: plt.figure().add_subplot().plot(data["line"].y) and None)
+run.claim("toy.alpha.small", error=1.0)
+run.save()
+```
+
+```{exercise-start}
+:label: ex-one
+```
+★ *Warm-up, 5 minutes.*
+```{exercise-end}
+```
+
+```{solution-start} ex-one
+```
+
+It is.
+
+```{solution-end}
+```
+"""
+
+
 def tables(root: Path) -> list[Path]:
     return sorted((root / "_build" / "sweeps").rglob("*.csv"))
 
@@ -122,10 +197,8 @@ def test_a_grid_becomes_one_tidy_table(root: Path, capsys: pytest.CaptureFixture
 
 def test_the_page_of_one_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = root / "notebooks" / "toy" / "alpha.md"
-    source.write_text(NOTEBOOK + "\nWith {glue:text}`n` units, $N=1$.\n", encoding="utf-8")
-    with open(source, "a", encoding="utf-8") as file:
-        file.write("\n```{code-cell} python\n")
-        file.write('import bookkit\nbookkit.start("toy/alpha").glue("n", "3,200")\n```\n')
+    (root / "book" / "claims.toml").write_text(CLAIM, encoding="utf-8")
+    source.write_text(PAGE, encoding="utf-8")
     assert cli.main(["run", "alpha", "-p", "seed", "7"]) == 0
     printed = capsys.readouterr().out
     (run,) = re.findall(r"toy/alpha@(\w{8}) \(quick, seed = 7\)", printed)
@@ -133,7 +206,13 @@ def test_the_page_of_one_run(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out.splitlines()
     assert "    seed = 7" in shown
     page = Path(shown[-1]).read_text(encoding="utf-8")
-    assert "With 3,200 units" in page
+    assert "With 3,200 units, by (1)." in page
+    assert page.count('src="data:image/png') == page.count("Drawn from this run.") + 1 == 2
+    assert "What is checked</strong>, and what came of it in this run" in page
+    assert "It is small. <em>Not reproduced.</em>" in page
+    assert "Solution of the exercises" in page
+    assert "As nobody found" in page  # what the book does not cite keeps its key
+    assert not re.search(r"\{(lead|hero|claims|eq|glue|cite|solution)", page)
     assert re.findall(r'<(?:script|link)[^>]*(?:src|href)="https?:', page) == []
     assert cli.main(["show", "nothing"]) == 2
     assert "no run 'nothing'" in capsys.readouterr().err
