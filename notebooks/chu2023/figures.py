@@ -93,11 +93,11 @@ STARTS: dict[str, tuple[str, str, str]] = {  # kind: colour, marker, name
     "opposed": ("#7A3E9D", "D", "FA, feedback = −first weights"),
 }
 TAGS: dict[str, tuple[str, tuple[int, int], str]] = {  # start: words, shift in points, side
-    "FA": ("ordinary", (0, -15), "center"),
-    "FA, weights × 3": ("× 3", (0, -15), "center"),
+    "FA": ("ordinary", (9, -15), "center"),
+    "FA, weights × 3": ("× 3", (-4, -15), "center"),
     "FA, weights × 10": ("× 10", (0, -15), "center"),
-    "B = W, saturated": ("saturated", (-8, -12), "center"),
-    "BP, saturated": ("saturated", (-4, 9), "right"),
+    "B = W, saturated": ("saturated", (-8, -3), "right"),
+    "BP, saturated": ("saturated", (4, -15), "right"),
     "B = W, vanishing": ("× 0.01", (-8, 8), "center"),
 }
 
@@ -149,7 +149,7 @@ def performance(data: Any) -> Any:
         right.annotate(
             start.replace("FA, weights ", ""),
             (at[-1], mean[-1]),
-            xytext=(4, -3),
+            xytext=(4, {"FA, weights × 3": 1, "B = −W": -11}.get(start, -3)),
             textcoords="offset points",
             fontsize=9,
             color=colour,

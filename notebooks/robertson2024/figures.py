@@ -125,7 +125,7 @@ def laws(data: Any) -> Any:
     axes[0, 1].set(
         xscale="log", xlabel="epoch", ylabel="cosine with gradient", title="noisy labels: alignment"
     )
-    plots.legend(axes[0, 1], fontsize=9, loc="center right", bbox_to_anchor=(1, 0.72))
+    plots.legend(axes[0, 1], fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.18))
     _decay(axes[1, 0], data["decay"])
     _slopes(axes[1, 1], data["laws"])
     plots.letters(axes)
@@ -151,6 +151,8 @@ def _practice(ax: Any, table: Any) -> None:
     plots.points(ax, late.epoch[::2], gap[::2], markersize=4, label="difference")
     ax.set(xscale="log", yscale="log", xlabel="epoch", title="FA in practice")
     ax.set_ylim(bottom=float(gap.min()) / 300)
+    ax.set_xticks([1, 3, 10, 30], ["1", "3", "10", "30"])
+    ax.set_xticks([], minor=True)
     plots.legend(ax, fontsize=9, ncols=2, loc="lower right", columnspacing=0.8)
 
 

@@ -42,10 +42,10 @@ def _one_run(data: Any, rule: str) -> Any:
     for ax in axes.flat:
         ax.axvspan(first, last, color=WINDOW, alpha=0.6, lw=0, zorder=0)
         ax.axhline(0, color="0.5", lw=0.8, zorder=1)
-        ax.set(xscale="log", ylim=(-0.32, 1.14), xlim=(0.7, float(runs.step[-1])))
+        ax.set(xscale="log", ylim=(-0.45, 1.75), xlim=(0.7, float(runs.step[-1])))
+        ax.set_yticks(np.arange(-0.25, 1.01, 0.25))
         ax.legend(
-            loc="upper left" if ax is not axes[0, 0] else "center left",
-            bbox_to_anchor=None if ax is not axes[0, 0] else (0.0, 0.47),
+            loc="upper left",
             fontsize=9,
             frameon=False,
             labelspacing=0.15,
