@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pydoc
@@ -230,3 +231,15 @@ def test_readme_names_what_exists() -> None:
     flows = {link.split("/")[4] for link in hosted - {"../../tree/notebooks"}}
     assert [name for name in flows if not (ROOT / ".github" / "workflows" / name).exists()] == []
     assert {f"../../actions/workflows/{name}/badge.svg" for name in flows} <= hosted
+
+
+def test_no_function_is_longer_than_fifty_lines() -> None:
+    long = []
+    for folder in ("fabook", "book/bookkit", "notebooks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef):
+                    body = node.body[1:] if ast.get_docstring(node) else node.body
+                    if body and body[-1].end_lineno - body[0].lineno + 1 > 50:
+                        long.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert long == []

@@ -50,6 +50,13 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--out", type=Path, metavar="DIR", help="outputs (default: _build)")
         return made
 
+    for part in (_run_parsers, _result_parsers, _site_parsers, _data_parsers, _grade_parser):
+        part(add)
+    add("doctor", "Check that everything needed is here.", "doctor", options="json out")
+    return made_parser
+
+
+def _run_parsers(add: Any) -> None:
     examples = ["list", "list online_dynamics", "list --runs --json"]
     text = "List notebooks, parameters of one, or runs."
     made = add("list", text, *examples, options="json out")
@@ -76,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     )
     for made in (run, sweep):
         _running(made)
+
+
+def _result_parsers(add: Any) -> None:
     show = add("show", "Show a run: verdicts, files, its page.", "show b105c577", options="out")
     show.add_argument("run", metavar="RUN", help="its name, the end of it, or its hash")
     show.add_argument("--preset", metavar="quick|paper", help="of this preset")
@@ -85,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--preset", metavar="quick|paper", help="one preset (default: both)")
     text = "verdicts of committed paper results that changed since a revision, as Markdown"
     shown.add_argument("--since", metavar="REV[..REV]", help=text)
+
+
+def _site_parsers(add: Any) -> None:
     build = add("build", "Build the site from executed notebooks.", "build", options="out")
     build.add_argument("--preset", default="quick", metavar="quick|paper", help="pages of (quick)")
     build.add_argument("--lenient", action="store_true", help="let warnings pass")
@@ -95,10 +108,6 @@ def parser() -> argparse.ArgumentParser:
     pdf.add_argument("--to", type=Path, metavar="FILE", help="the PDF (OUT/fabook.pdf)")
     text = "Begin a notebook from a template: source, figure, claim, place in the contents."
     add("new", text, "new paper2025/a_result").add_argument("name", metavar="PAPER/RESULT")
-    _data_parsers(add)
-    _grade_parser(add)
-    add("doctor", "Check that everything needed is here.", "doctor", options="json out")
-    return made_parser
 
 
 def _running(made: argparse.ArgumentParser) -> None:

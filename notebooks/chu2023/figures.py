@@ -105,48 +105,43 @@ TAGS: dict[str, tuple[str, tuple[int, int], str]] = {  # start: words, shift in 
 def performance(data: Any) -> Any:
     """Accuracy against alignment, and the hidden layers' share of the descent."""
     fig, (left, right) = plots.figure(1, 2, height=3.6)
-    table, descent = data["starts"], data["descent"]
+    _starts(left, data["starts"])
+    _shares(right, data["descent"], data["starts"].kind)
+    plots.letters((left, right))
+    plots.legend_above(left, ncols=2, fontsize=9.5)
+    return fig
+
+
+def _starts(ax: Any, table: Any) -> None:
     for start, kind in zip(table.start.values, table.kind.values):
         colour, marker, name = STARTS[str(kind)]
         one = table.sel(start=start)
-        plots.points(
-            left,
-            one.alignment,
-            100 * one.test,
-            color=colour,
-            marker=marker,
-            label=name,
-            markersize=4.5,
-        )
+        look = {"color": colour, "marker": marker, "label": name, "markersize": 4.5}
+        plots.points(ax, one.alignment, 100 * one.test, **look)
         if str(start) in TAGS:
             words, shift, side = TAGS[str(start)]
             middle = (float(one.alignment.mean()), float(100 * one.test.mean()))
-            left.annotate(
-                words,
-                middle,
-                xytext=shift,
-                textcoords="offset points",
-                ha=side,
-                fontsize=9,
-                color=colour,
-            )
-    left.axhline(10, color="0.4", lw=1.2, ls=":", zorder=1)
-    left.set(
+            look = {"textcoords": "offset points", "ha": side, "fontsize": 9, "color": colour}
+            ax.annotate(words, middle, xytext=shift, **look)
+    ax.axhline(10, color="0.4", lw=1.2, ls=":", zorder=1)
+    ax.set(
         xlabel="gradient alignment of hidden layers",
         ylabel="test accuracy (%)",
         xlim=(-0.15, 1.08),
         ylim=(0, 104),
         title="alignment and performance",
     )
+
+
+def _shares(ax: Any, descent: Any, kinds: Any) -> None:
     at = np.maximum(descent.step.values, 0.7)
     for start, style in (("BP", "-"), ("FA", "-"), ("FA, weights × 3", ":"), ("B = −W", "-")):
-        kind = str(table.kind.sel(start=start).values)
-        colour, one = STARTS[kind][0], descent.sel(start=start)
-        plots.band(right, at, one.share.values, kind="95%", color=colour, linestyle=style)
+        colour, one = STARTS[str(kinds.sel(start=start).values)][0], descent.sel(start=start)
+        plots.band(ax, at, one.share.values, kind="95%", color=colour, linestyle=style)
         mean = one.share.mean("seed").values
         first = int(np.argmax(one.loss.mean("seed").values <= float(descent.loss_reached)))
-        plots.points(right, at[first], mean[first], color=colour, label=None)
-        right.annotate(
+        plots.points(ax, at[first], mean[first], color=colour, label=None)
+        ax.annotate(
             start.replace("FA, weights ", ""),
             (at[-1], mean[-1]),
             xytext=(4, {"FA, weights × 3": 1, "B = −W": -11}.get(start, -3)),
@@ -155,17 +150,14 @@ def performance(data: Any) -> Any:
             color=colour,
             annotation_clip=False,
         )
-    right.axhline(0, color="0.4", lw=0.8)
-    right.set(
+    ax.axhline(0, color="0.4", lw=0.8)
+    ax.set(
         xscale="log",
         xlabel="step",
         ylabel="hidden share of the descent",
         ylim=(-0.85, 1.1),
         title="who did the work",
     )
-    plots.letters((left, right))
-    plots.legend_above(left, ncols=2, fontsize=9.5)
-    return fig
 
 
 STABLE, UNSTABLE = "#0062D0", "#E07B00"
@@ -387,38 +379,10 @@ def flow(data: Any) -> Any:
 
 def _plane(ax: Any, ends: Any) -> None:
     from matplotlib import patheffects
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import LinearSegmentedColormap
 
-    tint = LinearSegmentedColormap.from_list("", [MISALIGNED, "#F6C892", "#9EC5F5", ALIGNED])
     w = np.linspace(-SIDE, SIDE, 601)
     ax.fill_between(w, -SIDE, np.maximum(-(w**2), -SIDE), color=MISALIGNED, alpha=0.07, lw=0)
-    for c in np.arange(-7.5, 3.01, 0.3):
-        v = c + w**2 / 2
-        p = np.stack([w, np.where(np.abs(v) <= SIDE, v, np.nan)], 1)
-        middle = (p[1:] + p[:-1]) / 2
-        lines = LineCollection(np.stack([p[:-1], p[1:]], 1), cmap=tint, lw=1.2, alpha=0.85)
-        lines.set_array(chu2023.chain_alignment(*middle.T))
-        lines.set_clim(-1, 1)
-        ax.add_collection(lines)
-        for a in (-2.6, -1.9, -1.35, -0.65, -0.12, 0.45, 1.1, 1.7, 2.4):
-            at = c + a**2 / 2
-            if abs(at) > 0.95 * SIDE or abs(a * at - 1) < 0.15 or round(c / 0.3) % 3:
-                continue
-            along = np.sign(chu2023.chain_velocity(a, at)[0])
-            ax.annotate(
-                "",
-                (a + 0.06 * along, at + 0.06 * along * a),
-                (a, at),
-                arrowprops={
-                    "arrowstyle": "-|>",
-                    "lw": 0,
-                    "mutation_scale": 12,
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                    "color": tint((1 + chu2023.chain_alignment(a, at)) / 2),
-                },
-            )
+    _flow(ax, w)
     ax.plot(w, -(w**2), color="0.25", lw=1.2, ls=":", zorder=3)
     halo = [patheffects.withStroke(linewidth=6, foreground="white")]
     for low, high, colour, style in (
@@ -448,6 +412,40 @@ def _plane(ax: Any, ends: Any) -> None:
         title="aligned is stable",
     )
     ax.grid(False)
+
+
+def _flow(ax: Any, w: Any) -> None:
+    """Where gradient flow with feedback goes: parabolas, coloured by alignment, with arrows."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import LinearSegmentedColormap
+
+    tint = LinearSegmentedColormap.from_list("", [MISALIGNED, "#F6C892", "#9EC5F5", ALIGNED])
+    for c in np.arange(-7.5, 3.01, 0.3):
+        v = c + w**2 / 2
+        p = np.stack([w, np.where(np.abs(v) <= SIDE, v, np.nan)], 1)
+        middle = (p[1:] + p[:-1]) / 2
+        lines = LineCollection(np.stack([p[:-1], p[1:]], 1), cmap=tint, lw=1.2, alpha=0.85)
+        lines.set_array(chu2023.chain_alignment(*middle.T))
+        lines.set_clim(-1, 1)
+        ax.add_collection(lines)
+        for a in (-2.6, -1.9, -1.35, -0.65, -0.12, 0.45, 1.1, 1.7, 2.4):
+            at = c + a**2 / 2
+            if abs(at) > 0.95 * SIDE or abs(a * at - 1) < 0.15 or round(c / 0.3) % 3:
+                continue
+            along = np.sign(chu2023.chain_velocity(a, at)[0])
+            ax.annotate(
+                "",
+                (a + 0.06 * along, at + 0.06 * along * a),
+                (a, at),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "lw": 0,
+                    "mutation_scale": 12,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                    "color": tint((1 + chu2023.chain_alignment(a, at)) / 2),
+                },
+            )
 
 
 def _exponents(axes: Any, chain: Any) -> None:

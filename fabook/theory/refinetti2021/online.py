@@ -15,6 +15,7 @@ Every function works over leading batch axes. The activation "erf" means $\mathr
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import permutations, product
 from math import comb
@@ -440,8 +441,6 @@ def _solve(
     atol: float,
 ) -> Array:
     """Integrate a few runs in one call of LSODA; their Jacobian is block diagonal, hence banded."""
-    import warnings
-
     from scipy.integrate import solve_ivp
 
     n, K, M = runs["R0"].shape
@@ -474,16 +473,9 @@ def _solve(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "lsoda", UserWarning)  # said again by sol.message
         sol = solve_ivp(
-            derivative,
-            (0.0, t[-1]),
-            y0.ravel(),
-            method="LSODA",
-            t_eval=t,
-            rtol=rtol,
-            atol=atol,
-            lband=width - 1,
-            uband=width - 1,
-        )
+            derivative, (0.0, t[-1]), y0.ravel(), method="LSODA", t_eval=t, rtol=rtol, atol=atol,
+            lband=width - 1, uband=width - 1,
+        )  # fmt: skip
     if not sol.success and n > 1:  # alone, the others may succeed, and the culprit gets a name
         parts = [{k: x[i : i + 1] for k, x in runs.items()} for i in range(n)]
         alone = [_solve(p, first + i, t, lr, activation, rtol, atol) for i, p in enumerate(parts)]
