@@ -102,6 +102,10 @@ def _of(path: Path, _: int) -> dict[str, Parameter]:
     tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
     if not tagged:
         raise UsageError(f"{path} has no cell with the tag 'parameters'")
+    if any("injected-parameters" in c.metadata.get("tags", []) for c in cells):
+        raise UsageError(
+            f"{path} has values that papermill put in: run its source, or delete that cell"
+        )
     where = f"{path}, cell In [{cells.index(tagged[0]) + 1}]"
     found = parameters(tagged[0].source, where)
     for name, values in _table(cell.source for cell in cells).items():

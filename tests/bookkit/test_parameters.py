@@ -93,6 +93,14 @@ def test_a_parameter_is_changed_in_place_or_beside_magic() -> None:
     assert found["x"].default == 1.5
 
 
+def test_values_that_papermill_put_in_are_not_passed_over(write: Any) -> None:
+    path = write("seed = 0")
+    tags = "\n```{code-cell} python\n:tags: [injected-parameters]\nseed = 5\n```\n"
+    path.write_text(path.read_text(encoding="utf-8") + tags, encoding="utf-8")
+    with pytest.raises(UsageError, match="has values that papermill put in"):
+        parameters.of(path)
+
+
 @pytest.mark.parametrize("name", ["a.md", "b.ipynb", "c.md"])
 def test_a_file_that_is_no_notebook_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
