@@ -4,6 +4,7 @@ import copy
 import importlib
 import pickle
 import random
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -849,18 +850,24 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
                 torch.testing.assert_close(value, found[key], rtol=1e-12, atol=1e-12, msg=key)
 
 
+OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # lives as long as what it defines
+
+
 @pytest.fixture(scope="module")
 def models() -> Any:
-    """torchvision's networks; its wheel for GPUs lacks two operators beside torch for CPUs."""
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    """torchvision's networks; its wheel for GPUs lacks its operators beside torch for CPUs."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Failed to load image", UserWarning)
-        return importlib.import_module("torchvision.models")
+        try:
+            return importlib.import_module("torchvision.models")
+        except RuntimeError:  # operator torchvision::nms does not exist
+            for name in ("nms", "qnms"):
+                OPERATORS.define(f"{name}(Tensor boxes, Tensor scores, float iou) -> Tensor")
+            for name in [name for name in sys.modules if name.startswith("torchvision")]:
+                del sys.modules[name]
+            return importlib.import_module("torchvision.models")
 
 
-OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # lives as long as what it defines
 VISION = {"resnet18": 8, "vgg11_bn": 4, "mobilenet_v2": 8}
 
 
