@@ -308,8 +308,8 @@ HARM = {
     "left running": (
         "predicted_two =",
         "import subprocess\n"
-        "subprocess.Popen(['sleep', '7777'], start_new_session=True)\n"
-        "subprocess.run('setsid nohup sleep 7777 &', shell=True)\npredicted_two =",
+        "subprocess.Popen(['sleep', '86387'], start_new_session=True)\n"
+        "subprocess.run('setsid nohup sleep 86387 &', shell=True)\npredicted_two =",
         set(),
     ),
     "memory": ("length = a.norm", "torch.ones(10**12)\n    length = a.norm", {"q2"}),
@@ -347,7 +347,7 @@ def test_harm_stays_in_its_question(pytestconfig: pytest.Config, tmp_path: Path)
     assert "the answer ends the program" in json.dumps(rows["an exit in an answer"])
     assert "this is no notebook" in rows["nonsense"]["error"]
     assert "the notebook of 'hw2'" in rows["of another homework"]["error"]
-    for trace in (tmp_path, Path("7777")):
+    for trace in (tmp_path, Path("86387")):
         assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if _under(p, trace)]
 
 
