@@ -14,7 +14,7 @@ import math
 import operator
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def parameters(source: str, where: str = "parameters cell") -> dict[str, Paramet
             match, note = _ONE_OF.search(after), _COMMENT.fullmatch(after)
             choices = tuple(_pieces(match[1])) if match else ()
             found[name] = Parameter(default, choices, {}, note[1] if note and not match else "")
-        if changed := _bound(node) - {name for name, _ in assigned}:
+        if changed := _bound(node, found) - {name for name, _ in assigned}:
             raise UsageError(
                 f"{where}, line {node.lineno}: {', '.join(sorted(changed))} must be assigned "
                 "by itself, as in `name = value`"
@@ -181,19 +181,21 @@ def _assigned(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
                     yield item.id, value
 
 
-def _bound(node: ast.stmt) -> set[str]:
-    """The names that a statement gives values or changes in place; none of a definition's."""
-    apart = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Expr
+def _bound(node: ast.stmt, known: Container[str]) -> set[str]:
+    """The names that a statement gives values or, by a method of theirs, may change in place."""
+    apart = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     if isinstance(node, apart) or (isinstance(node, ast.AnnAssign) and node.value is None):
         return set()
     found = set()
     for inner in ast.walk(node):
-        place = inner
+        place: ast.AST = inner
+        method = isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute)
+        if isinstance(inner, ast.Call):
+            place = inner.func
         while isinstance(place, ast.Attribute | ast.Subscript):
             place = place.value
-        if isinstance(place, ast.Name) and isinstance(
-            getattr(inner, "ctx", None), ast.Store | ast.Del
-        ):
+        written = isinstance(getattr(inner, "ctx", None), ast.Store | ast.Del)
+        if isinstance(place, ast.Name) and (written or (method and place.id in known)):
             found.add(place.id)
     return found
 

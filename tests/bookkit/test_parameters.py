@@ -80,6 +80,7 @@ def test_what_only_running_could_tell_is_refused(text: str, write: Any) -> None:
     ("line", "names"),
     [
         *(("if seed:\n    x = 3", "x"), ("for i in range(3):\n    x = i", "i, x")),
+        *(("seed.append(3)", "seed"), ("print(y := 3)", "y")),
         *(("x[0] = 3", "x"), ("x, *y = 1, 2", "y"), ("del x", "x"), ("seed.x = 3", "seed")),
     ],
 )
