@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from .losses import Loss, output_error
 from .networks import Erf, Scale
@@ -131,20 +132,26 @@ def _closed(module: nn.Module) -> Local | None:
 
 
 class _ByAutograd:
-    """A module's output with the small graph that its own vector-Jacobian product needs."""
+    """The small graph that a module's own vector-Jacobian product needs, but not its output."""
 
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
-        with torch.enable_grad():
-            self.leaf = x.detach().requires_grad_()
-            inplace = any(getattr(m, "inplace", False) for m in module.modules())
-            self.output = module(self.leaf.clone() if inplace else self.leaf)
+    def __init__(self, leaf: Tensor, output: Tensor, module: nn.Module) -> None:
+        self.leaf = leaf
+        self.end = get_gradient_edge(output) if output.grad_fn is not None else output
         named = module.named_parameters(recurse=True)
         self.params = {k: p for k, p in named if p.requires_grad}
+
+    @classmethod
+    def forward(cls, module: nn.Module, x: Tensor) -> tuple[Tensor, _ByAutograd]:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            inplace = any(getattr(m, "inplace", False) for m in module.modules())
+            output = module(leaf.clone() if inplace else leaf)
+        return output.detach(), cls(leaf, output, module)
 
     def pull(self, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         wanted = [self.leaf, *self.params.values()]
         grads = torch.autograd.grad(
-            self.output, wanted, error, allow_unused=True, materialize_grads=True
+            self.end, wanted, error, allow_unused=True, materialize_grads=True
         )
         return grads[0], dict(zip(self.params, grads[1:], strict=True))
 
@@ -396,9 +403,9 @@ class Stack:
                 x, saved = closed[0](module, x)
                 tape.append((None, saved))
             else:
-                small = _ByAutograd(module, x)
-                tape.append((x, small))
-                x = small.output.detach()
+                below = x
+                x, small = _ByAutograd.forward(module, below)
+                tape.append((below, small))
         return x, tape
 
     def error(

@@ -1,6 +1,7 @@
 """The walk through a stack: what it refuses, what it notices, what it leaves alone."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -210,3 +211,18 @@ def test_pools_and_what_is_written_over_them(size):
         for (a, b), (c, d) in zip(shown, again, strict=True):
             assert torch.equal(a, c)
             assert (b is None and d is None) or torch.equal(b, d)
+
+
+def test_the_output_of_a_module_with_a_graph_of_its_own_is_not_kept() -> None:
+    """Batch norm's output, say, which neither its own way down nor that of a ReLU above reads."""
+    made = []
+
+    def remember(module, args, output):
+        made.append(weakref.ref(output))
+
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    stack = Stack(net)
+    net[1].register_forward_hook(remember)  # no rule would take it; the walk does not look
+    _, tape = stack.forward(torch.randn(5, 3))
+    assert [ref() for ref in made] == [None]
+    assert len(tape) == len(net)
