@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bookkit.files import write
-from bookkit.otter_worker import descendants, end
+from bookkit.otter_worker import descendants, end, read
 
 SUFFIXES = (".ipynb", ".zip")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -100,10 +100,8 @@ def shown(path: Path) -> str:
 
 def homework_of(path: Path) -> str | None:
     """The name of the homework that a submission says it is; None if it says nothing."""
-    from bookkit import otter_worker
-
     try:
-        return str(otter_worker.read(path)["metadata"]["otter"]["assignment_name"])
+        return str(read(path)["metadata"]["otter"]["assignment_name"])
     except Exception:  # whatever is wrong with it, the worker says
         return None
 
