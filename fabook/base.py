@@ -21,6 +21,7 @@ from .networks import INITS, choose, draw
 from .stack import Signal, Stack, UnsupportedModule, measuring, refuse, rows
 
 LAWS = ("weight", "feedback", "product")
+_FORMULAS = "fabook.rules"
 _HOW = "generator=torch.Generator().manual_seed(0)"
 
 
@@ -34,12 +35,20 @@ class _Paths:
         self.stack: Stack | None = None
         self.graph: Transported | Cuts | None = None
         self.steps: dict[str, tuple[int, int]] = {}
+        self.rooms: dict[Any, Tensor] = {}
         self.why = "the network was cut into blocks"
         if not cut:
             try:
                 self.stack = Stack(net)
             except UnsupportedModule as refusal:
                 self.why = str(refusal)
+
+    def room(self, kind: Any, like: Tensor) -> Tensor:
+        """A tensor as large as another, kept from step to step."""
+        key = kind, like.shape, like.dtype, like.device
+        if key not in self.rooms:
+            self.rooms[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        return self.rooms[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -424,14 +433,30 @@ class Rule(nn.Module):
         sizes = stack.sizes(type(self).__name__, self._input_shape)
         return {name: (size, top.weight.shape[0]) for name, size in sizes.items()}
 
-    def _random(self, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
+    def room(self, layer: str, copy: int = 0) -> Tensor | None:
+        """Where a formula may write ``matrix(layer)``: for an ``out=`` of torch; None for anew.
+
+        While a step goes down a stack, nobody but :meth:`pull` sees the matrix of a rule of this
+        library, so that one piece of memory serves all layers of a shape and all steps.
+        """
+        stack = self._stack
+        if stack is None or not stack.walking or type(self).__module__ != _FORMULAS:
+            return None
+        return self._paths.room(copy, self.weight(layer))
+
+    def _random(
+        self, shape: tuple[int, ...], generator: Generator | None, out: Tensor | None = None
+    ) -> Tensor:
         """Drawn in the default precision, so that a seed means one matrix for any network.
 
         Orthonormal columns are wanted to the last bit of the widest.
         """
         dtype = torch.float64 if self._init == "orthogonal" else self._drawn_in
         ordered = shape[::-1] if self.direct else shape
-        drawn = draw(ordered, self._init, scale=self._scale, generator=generator, dtype=dtype)
+        options: dict[str, Any] = {"scale": self._scale, "generator": generator, "dtype": dtype}
+        if out is not None and out.dtype == dtype and out.is_contiguous() and not self.direct:
+            return draw(ordered, self._init, out=out, **options)
+        drawn = draw(ordered, self._init, **options)
         return drawn.t().contiguous() if self.direct else drawn
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -454,7 +479,7 @@ class Rule(nn.Module):
         super()._apply(fn, recurse)
         if self._stack is not None:
             self._stack.watch()  # moving a network may give it new parameters
-        self._paths.graph, self._paths.steps = None, {}
+        self._paths.graph, self._paths.steps, self._paths.rooms = None, {}, {}
         return self
 
     # measuring and learning
@@ -654,7 +679,7 @@ class Rule(nn.Module):
             written.add(parameter)
             if held is not None:
                 written.add(held)
-                held.grad = parameter.grad.clone()
+                held.grad = _copied(parameter.grad, held.grad)
             del s
         for parameter in (*self._stack.parameters, *self._held_parameters()):
             if parameter.requires_grad and parameter not in written:
@@ -724,7 +749,7 @@ class Rule(nn.Module):
             if linear and held is None:
                 parameter.addmm_(rows(s.error).t(), rows(s.input), alpha=-lr)
             else:
-                step = s.gradient(key)
+                step = s.gradient(key, self._paths.room("step", parameter) if linear else None)
                 parameter.sub_(step, alpha=lr)
                 if held is not None:
                     held.sub_(step, alpha=lr)
@@ -757,6 +782,12 @@ class Rule(nn.Module):
             if parameter.requires_grad
         }
         return {k: found[id(p)] for k, p in self.net.named_parameters() if id(p) in found}
+
+
+def _copied(x: Tensor, room: Tensor | None) -> Tensor:
+    if room is None or room.shape != x.shape or room.dtype != x.dtype or room.device != x.device:
+        return x.clone()
+    return room.copy_(x)
 
 
 def _key(layer: str) -> str:

@@ -62,6 +62,7 @@ def draw(
     scale: float = 1.0,
     generator: Generator | None = None,
     dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     r"""Draw a weight tensor by the name of its distribution.
 
@@ -80,6 +81,7 @@ def draw(
         scale: a positive factor (units of the weight).
         generator: generator of the numbers, on its own device; not needed for ``zero``.
         dtype: floating dtype, by default torch's default.
+        out: a tensor of that shape, on the generator's device, to write into.
 
     Returns:
         A tensor of that shape.
@@ -94,9 +96,10 @@ def draw(
     """
     choose("init", init, INITS)
     device = None if generator is None else generator.device
-    out = torch.zeros(tuple(shape), dtype=dtype, device=device)
+    if out is None:
+        out = torch.empty(tuple(shape), dtype=dtype, device=device)
     if init == "zero":
-        return out
+        return out.zero_()
     if generator is None:
         raise ValueError(f"init {init!r} draws random numbers: pass generator=torch.Generator()")
     receptive = math.prod(shape[2:])

@@ -125,7 +125,7 @@ class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
         weight = self.weight(layer)
         receptive = math.prod(weight.shape[2:])
         s = math.sqrt(2 / ((weight.shape[0] + weight.shape[1]) * receptive))
-        return weight.sign().mul_(s * self._scale)
+        return torch.sign(weight, out=self.room(layer)).mul_(s * self._scale)
 
 
 class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
@@ -140,7 +140,8 @@ class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
     default_init = "xavier_uniform"
 
     def matrix(self, layer: str) -> Tensor:
-        return self.weight(layer).sign().mul_(self.drawn(layer).abs())
+        sizes = torch.abs(self.drawn(layer), out=self.room(layer, 1))
+        return torch.sign(self.weight(layer), out=self.room(layer)).mul_(sizes)
 
 
 class BRSF(FRSF, label="brSF", colour="#CD8A00", linear=True):
@@ -261,7 +262,9 @@ def _seed(state: Tensor) -> int:
 def _redraw(rule: Rule, generator: Generator) -> None:
     for name in rule.receivers:
         held = rule.drawn(name)
-        held.copy_(rule._random(tuple(held.shape), generator))
+        drawn = rule._random(tuple(held.shape), generator, out=held)
+        if drawn is not held:
+            held.copy_(drawn)
 
 
 RULES: dict[str, type[Rule]] = {

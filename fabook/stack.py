@@ -324,6 +324,11 @@ class Stack:
         self._at: tuple[str, Any, Tensor, Tensor, dict[str, Tensor] | None] | None = None
         self.watch()
 
+    @property
+    def walking(self) -> bool:
+        """Whether an error is just being sent down."""
+        return self._at is not None
+
     def watch(self) -> None:
         """Keep what decides what the network computes, to notice when it is changed."""
         modules = list(self.net.modules())
@@ -454,8 +459,10 @@ class Stack:
             grads, arrives, found = {}, signal, None
             if receivers:
                 self._at = name, module, entry, signal, grads if updating else None
-                found = send(receivers.pop(), signal, from_top)
-                self._at = None
+                try:
+                    found = send(receivers.pop(), signal, from_top)
+                finally:
+                    self._at = None
                 if found is None and updating:
                     yield Signal(name, module, signal, entry, incoming, grads, True)
                     return  # nothing below learns

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fabook.networks import ACTIVATIONS, Scale, convnet, linear_net, mlp, two_layer
+from fabook.networks import ACTIVATIONS, Scale, convnet, draw, linear_net, mlp, two_layer
 from fabook.rules import (
     BP,
     BRSF,
@@ -34,6 +34,7 @@ from fabook.rules import (
 )
 from fabook.stack import Stack
 from fabook.streams import stream
+from fabook.training import peak_bytes
 
 few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
 
@@ -1402,3 +1403,64 @@ def test_rules_go_to_other_processes_and_come_back(by, dtype):
             assert torch.equal(a, b)
         for a, b in zip(rule.feedback.values(), other.feedback.values(), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_step_allocates_no_matrix_anew(name):
+    """What a rule forms from the weights goes where the last step's stood."""
+    net = mlp([16, 300, 300, 300, 4], generator=stream(0, "weights"))
+    rule = RULES[name](net, generator=stream(0, "feedback"))
+    x, y = rand(3, 16), rand(3, low=4)
+    optimizer = torch.optim.SGD(rule.parameters(), lr=0.1)
+
+    def update():
+        rule.backward(x, y)
+        optimizer.step()
+
+    for step in (update, lambda: rule.sgd_step(x, y, 0.1)):
+        step()  # the first one makes room
+        assert peak_bytes(step) < 300 * 300 * x.element_size() / 2
+
+
+@pytest.mark.parametrize("rule", [USF, FRSF, BRSF])
+def test_room_that_is_reused_is_never_handed_out(rule):
+    def bound(cls):
+        net = mlp([5, 6, 6, 6, 3], generator=stream(0, "weights"))
+        return cls(net, generator=stream(0, "feedback"))
+
+    class Keeps(rule):
+        def send(self, layer, delta, top):
+            kept.append((self.matrix(layer), self.matrix(layer).clone()))
+            return super().send(layer, delta, top)
+
+    class Breaks(rule):
+        def pull(self, matrix, delta):
+            raise OSError("on its way down")
+
+    kept = []
+    x, y = rand(7, 5), rand(7, low=3)
+    plain, own = bound(rule), bound(Keeps)
+    before = plain.feedback
+    copies = {k: b.clone() for k, b in before.items()}
+    for _ in range(3):
+        plain.sgd_step(x, y, 0.5)
+        own.sgd_step(x, y, 0.5)
+    for matrix, clone in kept:
+        assert torch.equal(matrix, clone)
+    for name, matrix in before.items():
+        assert torch.equal(matrix, copies[name])
+    for p, q in zip(plain.net.parameters(), own.net.parameters(), strict=True):
+        assert torch.equal(p, q)
+    broken = bound(Breaks)
+    with pytest.raises(OSError, match="on its way down"):
+        broken.backward(x, y)
+    assert not broken.stack.walking
+    same = plain.feedback
+    assert len({b.data_ptr() for b in same.values()}) == len(same)
+
+
+def test_a_drawn_tensor_can_be_written_over():
+    want = draw((6, 4), "xavier_uniform", generator=stream(0, "weights"))
+    got = torch.full((6, 4), 3.0)
+    assert draw((6, 4), "xavier_uniform", generator=stream(0, "weights"), out=got) is got
+    assert torch.equal(got, want)
