@@ -524,6 +524,7 @@ class Rule(nn.Module):
                 f"block {block!r} gives {tuple(h.shape)} and the network {tuple(sent.shape)}: the "
                 "batch must be the first axis of both"
             )
+        sent = sent.to(self._home.dtype)  # the loss may have been taken in half precision
         found = self.send(block, sent.new_empty(0), sent.flatten(1) if whole else sent)
         if found is not None and found.numel() != h.numel():
             raise ValueError(

@@ -13,45 +13,41 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .rules import RULES, Rule
+
+AnyRule = str | Rule | type[Rule]
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-RULE_COLOURS = {
-    "BP": "#000000",
-    "FA": "#0062D0",
-    "DFA": "#C0392B",
-    "uSF": "#00AA64",
-    "frSF": "#3F9EE0",
-    "brSF": "#CD8A00",
-    "KP": "#6D4084",
-    "Shallow": "#81818D",
-    "DRTP": "#4A2400",
+_LOOKS: dict[str, tuple[str, Any]] = {  # marker and line of each rule; its class has the colour
+    "BP": ("o", "-"),
+    "FA": ("s", "--"),
+    "DFA": ("^", "-."),
+    "uSF": ("D", ":"),
+    "frSF": ("v", (0, (6, 1.5))),
+    "brSF": ("<", (0, (4, 1, 1, 1, 1, 1))),
+    "KP": (">", (0, (1, 1))),
+    "Shallow": ("X", (0, (2, 2))),
+    "DRTP": ("P", (0, (8, 2, 2, 2))),
 }
-RULE_MARKERS = dict(zip(RULE_COLOURS, "os^Dv<>XP"))
-RULE_LINES: dict[str, Any] = {
-    "BP": "-",
-    "FA": "--",
-    "DFA": "-.",
-    "uSF": ":",
-    "frSF": (0, (6, 1.5)),
-    "brSF": (0, (4, 1, 1, 1, 1, 1)),
-    "KP": (0, (1, 1)),
-    "Shallow": (0, (2, 2)),
-    "DRTP": (0, (8, 2, 2, 2)),
-}
+RULE_COLOURS = {label: RULES[label].colour for label in _LOOKS}
+RULE_MARKERS = {label: marker for label, (marker, _) in _LOOKS.items()}
+_OWN = ("p", (0, (5, 1, 1, 1)))  # of a rule that is none of these
 # for what is no rule (seeds, layers, sizes, penalties), from dark to light
 SHADES = ("#2D1E4F", "#3F4A8A", "#2C7C93", "#35A386", "#8CBF4B")
 _LABELS = {name.lower(): name for name in RULE_COLOURS} | {"kolenpollack": "KP"}
 _TEXT = 11.0
 
 
-def rule_style(rule: str) -> dict[str, Any]:
+def rule_style(rule: AnyRule) -> dict[str, Any]:
     """Return the ``label``, ``color``, ``marker`` and ``linestyle`` of a rule.
 
     Args:
-        rule: a rule's label or class name, in any case.
+        rule: one of the nine by its label or class name, in any case; or any rule or its class,
+            one of your own as well.
 
     Raises:
         ValueError: if no rule has that name.
@@ -60,15 +56,15 @@ def rule_style(rule: str) -> dict[str, Any]:
         >>> rule_style("KolenPollack")["label"]
         'KP'
     """
-    label = _LABELS.get(rule.lower())
-    if label is None:
-        raise ValueError(f"unknown rule {rule!r}; choose one of {', '.join(RULE_COLOURS)}")
-    return {
-        "label": label,
-        "color": RULE_COLOURS[label],
-        "marker": RULE_MARKERS[label],
-        "linestyle": RULE_LINES[label],
-    }
+    if isinstance(rule, str):
+        if rule.lower() not in _LABELS:
+            raise ValueError(
+                f"unknown rule {rule!r}; choose one of {', '.join(RULE_COLOURS)}, or pass the "
+                "class of a rule of your own"
+            )
+        rule = RULES[_LABELS[rule.lower()]]
+    marker, line = _LOOKS.get(rule.label, _OWN)
+    return {"label": rule.label, "color": rule.colour, "marker": marker, "linestyle": line}
 
 
 @contextmanager
@@ -131,7 +127,12 @@ def figure(
 
 
 def theory_line(
-    ax: Axes, x: ArrayLike, y: ArrayLike, *, rule: str | None = None, **look: Any
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    rule: AnyRule | None = None,
+    **look: Any,
 ) -> Any:
     """Draw a prediction as a line without markers, black unless a rule gives the colour."""
     base: dict[str, Any] = {"color": "black", "linestyle": "-", "label": "theory"}
@@ -146,7 +147,7 @@ def points(
     y: ArrayLike,
     *,
     error: ArrayLike | None = None,
-    rule: str | None = None,
+    rule: AnyRule | None = None,
     **look: Any,
 ) -> Any:
     """Draw simulation as hollow points, with bars of half-height ``error`` where it is given."""
@@ -193,7 +194,7 @@ def band(
     x: ArrayLike,
     runs: ArrayLike,
     *,
-    rule: str | None = None,
+    rule: AnyRule | None = None,
     kind: Literal["range", "95%"] = "range",
     **look: Any,
 ) -> Any:
@@ -205,7 +206,7 @@ def band(
         ax: axes to draw on.
         x: ``(n_points,)``.
         runs: ``(n_seeds, n_points)``, or ``(n_points,)`` for a single run.
-        rule: rule whose colour and line style are used.
+        rule: whose colour and line style are used, see :func:`rule_style`.
         kind: see :func:`band_edges`.
         look: further options of ``ax.plot``.
     """

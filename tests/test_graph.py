@@ -812,6 +812,26 @@ def test_a_scaled_loss_under_autocast_gives_the_same_step() -> None:
         assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.parametrize("label", ["FA", "KP", "DFA", "Shallow"])
+@pytest.mark.parametrize("wrap", [Wrapped, lambda stack: stack])
+def test_a_loop_under_autocast_gives_nearly_the_step_in_single_precision(
+    label: str, wrap: Any
+) -> None:
+    net = wrap(fabook.mlp([5, 8, 8, 3], generator=gen()))
+    x, y = torch.randn(20, 5, generator=gen(1)), torch.arange(20) % 3
+    rule = RULES[label](net, generator=gen(2), example=x)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = rule(x)
+    F.cross_entropy(output, y).backward()  # the error comes down in the output's half precision
+    half = [p.grad for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    F.cross_entropy(rule(x), y).backward()
+    whole = [p.grad for p in net.parameters() if p.grad is not None]
+    for a, b in zip(half, whole, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+import fabook
 from fabook import plots
 
 # Machado, Oliveira and Fernandes 2009, severity 1, for linear RGB.
@@ -75,8 +76,27 @@ def test_rule_style_takes_class_names_and_labels(name: str) -> None:
 
 
 def test_unknown_rule_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown rule 'EP'; choose one of BP, FA, DFA"):
+    with pytest.raises(ValueError, match=r"unknown rule .EP.; choose one of BP, FA, DFA.*class"):
         plots.rule_style("EP")
+
+
+class Own(fabook.FA, label="own", colour="#AA3377"):
+    """A rule that is none of the nine."""
+
+
+def test_a_rule_of_your_own_is_drawn_as_its_class_says() -> None:
+    net = fabook.mlp([3, 4, 2], generator=fabook.stream(0, "weights"))
+    rule = Own(net, generator=fabook.stream(0, "feedback"))
+    look = plots.rule_style(Own)
+    assert (look["label"], look["color"]) == ("own", "#AA3377")
+    assert look == plots.rule_style(rule)
+    others = [plots.rule_style(name) for name in fabook.RULES]
+    assert look["marker"] not in [other["marker"] for other in others]
+    assert look["linestyle"] not in [other["linestyle"] for other in others]
+    _, ax = plots.figure()
+    assert plots.band(ax, [0, 1], [1.0, 2.0], rule=rule).get_color() == "#AA3377"
+    assert plots.theory_line(ax, [0, 1], [1, 2], rule=Own).get_label() == "own, theory"
+    assert plots.rule_style(fabook.DFA) == plots.rule_style("DFA")
 
 
 def test_style_gives_back_every_setting() -> None:
