@@ -109,16 +109,45 @@ def _kept(node: Any) -> list[Tensor]:
     return list(tensors([*found, *getattr(node, "saved_tensors", ())]))
 
 
+def _is_seen(node: Any) -> bool:
+    """Whether a node shows what it keeps: torch's own do, their names end in a number.
+
+    A function of Python or C++ may keep a weight as it likes, a write into a part of a tensor
+    (CopySlices) keeps the operator that wrote.
+    """
+    return node.name()[-1].isdigit() or node.name() == "CopyBackwards"
+
+
+def _structure(order: Mapping[Any, int], leaf: Callable[[Any], str]) -> tuple[Any, ...]:
+    """Names of nodes and what they lead to, equal for graphs of one structure."""
+    return tuple(
+        (node.name(), *[-1 if n is None else order[n] for n, _ in node.next_functions])
+        if node.next_functions
+        else leaf(node)
+        for node in order
+    )
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def _is_part(kept: Tensor, weight: Tensor) -> bool:
+    """Whether a tensor is a view into the memory of a weight."""
+    first = kept.storage_offset() - weight.storage_offset()
+    last = sum((n - 1) * s for n, s in zip(weight.shape, weight.stride()))
+    return _storage(kept) == _storage(weight) and 0 <= first <= last
+
+
 def _same_numbers(kept: Tensor, weight: Tensor) -> bool:
-    """Whether a copy holds the weight's numbers in the weight's own layout."""
+    """Whether a copy holds all the weight's numbers in the weight's own layout.
+
+    Of a copied part nobody could tell later which part it is.
+    """
     if _storage(kept) == _storage(weight):
         return True
     last = 1 + sum((n - 1) * s for n, s in zip(kept.shape, kept.stride()))
-    if kept.storage_offset() + last > weight.numel() or not kept.numel():
+    if kept.storage_offset() + last > weight.numel() or kept.numel() != weight.numel():
         return False
     offset = kept.storage_offset() + weight.storage_offset()
     seen = weight.detach().as_strided(kept.shape, kept.stride(), offset)
@@ -224,11 +253,12 @@ class Transported(_Bound):
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
         """The network's output, whose graph is the rule."""
         self.check()
-        leaves: list[Tensor] = []
+        leaves: list[Tensor] | None = None
         call = self._call()
         if self._plans or not self.weights or not torch.is_grad_enabled():
             output = call(tuple(args), dict(kwargs or {}))
         else:  # the first time: data and frozen weights must be seen in the graph
+            leaves = []
             with self._all_require_grad():
                 shown = _replaced([tuple(args), dict(kwargs or {})], lambda t: _shown(t, leaves))
                 output = call(*shown)
@@ -266,18 +296,15 @@ class Transported(_Bound):
             for w in frozen:
                 w.requires_grad_(False)
 
-    def _place(self, roots: Sequence[Any], leaves: Sequence[Tensor]) -> None:
+    def _place(self, roots: Sequence[Any], leaves: Sequence[Tensor] | None) -> None:
         order = _ordered(roots)
         nodes = list(order)
-        signature = tuple(
-            (node.name(), *[-1 if n is None else order[n] for n, _ in node.next_functions])
-            if node.next_functions
-            else self._by_id.get(id(getattr(node, "variable", None)), node.name())
-            for node in nodes
+        signature = _structure(
+            order, lambda n: self._by_id.get(id(getattr(n, "variable", None)), n.name())
         )
         plan = self._plans.get((signature, bool(leaves)))
         if plan is None:
-            proof = _Proof(self, nodes, {id(leaf) for leaf in leaves})
+            proof = _Proof(self, nodes, leaves)
             plan = proof.plan()
             self.carriers |= proof.carriers
             if len(self._plans) > 64:  # recurrent networks have a graph for every length
@@ -335,16 +362,17 @@ class _Proof:
     something computed from weights alone, in a node that keeps tensors, the weight must be placed.
     """
 
-    def __init__(self, owner: Transported, nodes: list[Any], leaves: set[int]) -> None:
-        self.owner, self.nodes, self.leaves = owner, nodes, leaves
+    def __init__(
+        self, owner: Transported, nodes: list[Any], leaves: Sequence[Tensor] | None
+    ) -> None:
+        self.owner, self.nodes = owner, nodes
+        self.leaves = {id(leaf) for leaf in leaves or ()}
+        self.all_shown = leaves is not None  # frozen weights too
         self.data: dict[Any, bool] = {}
         self.below: dict[Any, frozenset[str]] = {}  # weights that a node is computed from
         self.gate: dict[Any, frozenset[str]] = {}  # the same, but for W times a constant
         self.learns: dict[Any, bool] = {}  # whether something below takes a gradient
         self.carriers: set[str] = set()
-        self.frozen = {
-            _storage(w): name for name, w in owner.weights.items() if not w.requires_grad
-        }
 
     def plan(self) -> list[tuple[int, str, str]]:
         """Where to put which feedback: (node's place, key of the kept factor, weight's name)."""
@@ -353,6 +381,8 @@ class _Proof:
             self._classify(self._is_first)
         if not any(self.data.values()):
             self._classify(lambda node: node.name().startswith(_LOOKUPS))
+        if not any(self.data.values()):  # W x, with the weight first
+            self._classify(self._is_second)
         self._hidden()
         found = []
         for index, node in enumerate(self.nodes):
@@ -380,6 +410,10 @@ class _Proof:
         places = _FACTORS.get(node.name(), ())
         return len(places) == 2 and node.next_functions[places[0][1]][0] is None
 
+    def _is_second(self, node: Any) -> bool:
+        places = _FACTORS.get(node.name(), ())
+        return len(places) == 2 and node.next_functions[places[1][1]][0] is None
+
     def _is_turned(self, node: Any) -> bool:
         """Whether the second factor is not a weight's transpose, as it is in x W^T."""
         below = node.next_functions[_FACTORS[node.name()][1][1]][0]
@@ -405,16 +439,16 @@ class _Proof:
 
     def _hidden(self) -> None:
         """A function written in Python may hide weights that the graph does not show."""
-        written = (n for n in self.nodes if hasattr(n, "saved_tensors"))
-        opaque = next((n for n in written if n.name() not in _VIEWS), None)
+        written = [n.name() for n in self.nodes if hasattr(n, "saved_tensors")]
+        opaque = sorted(name for name in written if name not in _VIEWS)
+        frozen_too = self.all_shown and "CheckpointFunctionBackward" in opaque
         shown = {id(getattr(node, "variable", None)) for node in self.nodes}
         for w in self.owner.weights.values():
-            if opaque is not None and w.requires_grad and id(w) not in shown:
+            if opaque and (w.requires_grad or frozen_too) and id(w) not in shown:
                 raise UnsupportedModule(
                     f"parameter {self.owner._names[id(w)]!r} is not in the graph and "
-                    f"{opaque.name()} may hide it: "
-                    "without checkpointing, torch.compile or a function of its own it could be "
-                    "placed"
+                    f"{opaque[0]} may hide it: without checkpointing, torch.compile or a function "
+                    "of its own it could be placed"
                 )
 
     def _placed(self, index: int, node: Any) -> list[tuple[int, str, str]]:
@@ -422,12 +456,12 @@ class _Proof:
         for key, place in _FACTORS.get(node.name(), ()):
             below, copied = _source(node.next_functions[place][0])
             name = self.owner._by_id.get(id(getattr(below, "variable", None)))
-            if name is None and (below is not None or not self.frozen):
+            if name is None and below is not None:
                 continue
             kept = getattr(node, f"_saved_{key}")
             if kept is None:
                 continue
-            name = name or self._frozen_name(kept)
+            name = name or self._name_unseen(kept, node)
             if name is None:
                 continue
             if copied and not _same_numbers(kept, self.owner.weights[name]):
@@ -439,25 +473,30 @@ class _Proof:
             found.append((index, key, name))
         return found
 
-    def _frozen_name(self, kept: Tensor) -> str | None:
-        """The frozen weight that is kept, as itself or as a copy in another precision."""
-        if (name := self.frozen.get(_storage(kept))) is not None:
+    def _name_unseen(self, kept: Tensor, node: Any) -> str | None:
+        """The weight that is kept without gradient: detached, or frozen and perhaps a copy."""
+        weights = self.owner.weights.items()
+        if name := next((n for n, w in weights if _is_part(kept, w)), None):
             return name
-        alike = ((n, self.owner.weights[n]) for n in self.frozen.values())
-        return next(
-            (n for n, w in alike if w.numel() == kept.numel() and _same_numbers(kept, w)), None
-        )
+        frozen = [(n, w) for n, w in weights if not w.requires_grad and w.numel() == kept.numel()]
+        alike = [n for n, w in frozen if _same_numbers(kept, w)]
+        if len(alike) > 1:
+            other = self.owner._names[id(self.owner.weights[alike[1]])]
+            why = f"as a copy that could be one of {other!r} as well: both are frozen and equal"
+            raise self.owner.refusal(alike[0], node, why)
+        return alike[0] if alike else None
 
     def _check(self, node: Any, placed: set[str]) -> None:
         """Refuse a node in which data meet a weight that is kept and was not replaced."""
-        if node.name() in _VIEWS or any(part in node.name() for part in _LOCAL):
+        seen = _is_seen(node)
+        if node.name() in _VIEWS or (seen and any(part in node.name() for part in _LOCAL)):
             return
         children = [n for n, _ in node.next_functions if n is not None]
         below = self.below if node.name() in _FACTORS else self.gate
         alone = [n for n in children if not self.data[n] and below[n]]
         if not alone or not any(self.data[n] for n in children):
             return
-        kept = _kept(node)
+        kept = not seen or bool(_kept(node))
         for child in alone:
             source, _ = _source(child)
             direct = self.owner._by_id.get(id(getattr(source, "variable", None)))
@@ -465,9 +504,10 @@ class _Proof:
                 w = self.owner.weights[name]
                 gain = direct is not None and sum(n > 1 for n in w.shape) < 2
                 if kept and not gain and self._carries(node, child):
+                    keeps = "keeps" if seen else "may keep"
                     what = "computed from it by " + source.name() if direct is None else "it"
                     raise self.owner.refusal(
-                        name, node, f"which keeps {what}: no feedback can take its place there"
+                        name, node, f"which {keeps} {what}: no feedback can take its place there"
                     )
 
     def _carries(self, node: Any, child: Any) -> bool:
@@ -518,12 +558,14 @@ class Cuts(_Bound):
                     f"{', '.join(repr(n) for n, _ in net.named_children())} and what is in them"
                 )
         self._proven: set[Any] = set()
+        self._blind = False  # whether a cut was met where no graph is made
 
     def run(
         self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The output, and what enters each cut from below, by name."""
         hidden: dict[str, Tensor] = {}
+        outside, self._blind = torch.is_grad_enabled(), False
 
         def cut(name: str, value: Any, before: bool) -> Any:
             found = list(tensors(value))
@@ -534,6 +576,7 @@ class Cuts(_Bound):
                     "compute and give a tensor (or a tuple that begins with one): name other blocks"
                 )
             hidden[name] = next((t for t in found if t.requires_grad), found[0])
+            self._blind |= outside and not torch.is_grad_enabled()
             still = {id(t): t.detach() for t in found}  # what was one tensor stays one
             return _replaced(value, lambda t: still[id(t)])
 
@@ -598,11 +641,18 @@ class Cuts(_Bound):
 
     def _prove(self, output: Tensor, below: Mapping[str, Tensor]) -> None:
         """No way leads around a cut: parts may share parameters, but nothing computed from data."""
-        key = (self.net.training, *[(n, h.ndim, h.requires_grad) for n, h in below.items()])
+        parts = [*below.values(), output]
+        order = _ordered([t.grad_fn for t in parts if t.grad_fn])
+        key = _structure(order, lambda n: n.name()), *[order.get(t.grad_fn) for t in parts]
         if key in self._proven:
             return
+        if self._blind and (written := [n for n in order if hasattr(n, "saved_tensors")]):
+            raise UnsupportedModule(
+                f"{written[0].name()} runs a block without its graph, so that no cut is made "
+                "there: without checkpointing or a function of its own the network could be cut"
+            )
         owners: dict[Any, int] = {}
-        for part, tensor in enumerate([*below.values(), output]):
+        for part, tensor in enumerate(parts):
             nodes = _ordered([tensor.grad_fn] if tensor.grad_fn else [])
             for node in reversed(nodes):  # where the connection leaves, before what it leads to
                 source, _ = _source(node)

@@ -272,7 +272,59 @@ def _checkpointed(reentrant: bool) -> nn.Module:
     return net
 
 
+def _frozen_checkpoint() -> nn.Module:
+    net = _computed()
+    run = torch.utils.checkpoint.checkpoint
+    net.forward = lambda x: run(lambda h: h @ net.w, net.first(x), use_reentrant=True)
+    net.w.requires_grad_(False)
+    return net
+
+
+def _written_in_place(how: str) -> nn.Module:
+    net = _computed()
+
+    def forward(x: Tensor) -> Tensor:
+        h = net.first(x)
+        y = h.repeat(1, 2)
+        if how == "addmm_":
+            y[:, :4].addmm_(h, net.w)
+        else:
+            y[:4, :4].mul_(net.w)
+        return y
+
+    net.forward = forward
+    return net
+
+
+class _Product(torch.autograd.Function):
+    """Keeps the weight where the graph does not show it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.x, ctx.w = x.detach(), w.detach()
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad @ ctx.w.t(), ctx.x.t() @ grad
+
+
+class _Embedding(_Product):
+    """The same under the name of a table."""
+
+
+def _own_function(function: type) -> nn.Module:
+    net = _computed()
+    net.forward = lambda x: function.apply(net.first(x), net.w)
+    return net
+
+
 REFUSED = {
+    "frozen under a checkpoint": (_frozen_checkpoint, r"'w' .*CheckpointFunctionBackward"),
+    "product in a part": (lambda: _written_in_place("addmm_"), r"'w' .*CopySlices.*may keep"),
+    "gain in a part": (lambda: _written_in_place("mul_"), r"'w' .*CopySlices.*may keep"),
+    "function": (lambda: _own_function(_Product), r"'w' .*_ProductBackward.*may keep"),
+    "function named so": (lambda: _own_function(_Embedding), r"'w' .*_EmbeddingBackward.*may"),
     "divided": (_divided, r"'w' .*MmBackward0.*DivBackward0"),
     "frozen and divided": (_frozen_divided, r"'w' .*MmBackward0.*DivBackward0"),
     "gated": (_gated, r"'w' .*MulBackward0"),
@@ -288,6 +340,64 @@ def test_what_cannot_be_placed_is_refused_by_name(name: str) -> None:
     rule, _ = bound(make())
     with pytest.raises(UnsupportedModule, match=message):
         rule((torch.randn(5, 3),))
+
+
+def test_what_is_computed_at_a_later_call_alone_is_refused() -> None:
+    net = _computed()
+    net.v = nn.Parameter(torch.randn(3, 4))
+    net.forward = lambda x, half: (net.w / 2.0 if half else net.w) @ torch.tanh(net.v.t() @ x)
+    rule, _ = bound(net)
+    x = torch.randn(3, 5)
+    rule((x, False)).sum().backward()
+    with pytest.raises(UnsupportedModule, match=r"'w' .*MmBackward0.*DivBackward0"):
+        rule((x, True))
+
+
+def test_a_copied_part_is_refused_and_a_view_of_it_placed() -> None:
+    net = _computed()
+    net.w = nn.Parameter(torch.randn(3, 4, 4, dtype=D))
+    net.to(D)
+    net.forward = lambda x, i, copied: net.first(x) @ (net.w[i].clone() if copied else net.w[i])
+    rule, fb = bound(net)
+    x = torch.randn(5, 3, dtype=D)
+    for i in (0, 0, 2):
+        net.zero_grad()
+        rule((x, i, False)).sum().backward()
+        expected = (torch.ones(5, 4, dtype=D) @ fb["w"][i].t()).t() @ x
+        torch.testing.assert_close(net.first.weight.grad, expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(UnsupportedModule, match="rearranged copy"):
+        rule((x, 0, True))
+
+
+@pytest.mark.parametrize("again", ["detached", "data"])
+def test_feedback_stands_where_a_weight_is_kept_without_its_gradient(again: str) -> None:
+    net = _computed().to(D)
+    net.forward = lambda x: net.first(x) @ (net.w.detach() if again == "detached" else net.w.data)
+    rule, fb = bound(net)
+    x = torch.randn(5, 3, dtype=D)
+    for _ in range(2):
+        net.zero_grad()
+        rule((x,)).sum().backward()
+        expected = (torch.ones(5, 4, dtype=D) @ fb["w"].t()).t() @ x
+        torch.testing.assert_close(net.first.weight.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_equal_frozen_weights_are_told_apart_or_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    net[2].load_state_dict(net[1].state_dict())
+    net[1:].requires_grad_(False)
+    rule, fb = bound(net)
+    x = torch.randn(5, 4)
+    for _ in range(2):
+        net.zero_grad()
+        rule((x,)).sum().backward()
+        expected = (torch.ones(5, 4) @ fb["2.weight"] @ fb["1.weight"]).t() @ x
+        torch.testing.assert_close(net[0].weight.grad, expected)
+    rule, _ = bound(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        rule((x,))  # here the graph shows them
+        with pytest.raises(UnsupportedModule, match=r"'1.weight' .*'2.weight' as well"):
+            rule((x,))
 
 
 def test_a_compiled_module_and_a_changed_network_are_refused() -> None:
@@ -370,6 +480,27 @@ def test_a_connection_around_a_cut_is_refused() -> None:
     cuts = Cuts(net, {"conv": ("conv", False)})
     with pytest.raises(UnsupportedModule, match=r"'stem.*TanhBackward0.*around a cut"):
         cuts((torch.randn(2, 2, 8, 8),), None, lambda e: e, lambda n, t, h: torch.zeros_like(h))
+
+
+def test_a_cut_holds_at_every_call_and_under_a_checkpoint() -> None:
+    net = nn.Module()
+    net.a, net.b, net.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(x: Tensor, skip: bool = False) -> Tensor:
+        h = net.a(x)
+        return net.c(net.b(h) + h if skip else net.b(h))
+
+    net.forward, x = forward, torch.randn(5, 3)
+    rule = fabook.DFA(net, generator=gen(), example=x)
+    rule(x)
+    with pytest.raises(UnsupportedModule, match="around a cut"):
+        rule(x, skip=True)
+    run = torch.utils.checkpoint.checkpoint
+    net.forward = lambda x: net.c(run(lambda x: net.b(net.a(x)), x, use_reentrant=True))
+    x.requires_grad_()
+    rule = fabook.DFA(net, generator=gen(), blocks=["a", "b"], example=x)
+    with pytest.raises(UnsupportedModule, match="CheckpointFunctionBackward runs a block"):
+        rule(x)
 
 
 def test_blocks_default_to_children_with_weights() -> None:
