@@ -26,7 +26,7 @@ _HOW = "generator=torch.Generator().manual_seed(0)"
 
 
 class _Paths:
-    """The ways through one network, and which versions of it an optimizer has to step.
+    """The ways through one network, and what of it an optimizer has to step.
 
     Nothing of it travels: the rule that arrives elsewhere binds its own network.
     """
@@ -34,7 +34,7 @@ class _Paths:
     def __init__(self, net: nn.Module, *, cut: bool) -> None:
         self.stack: Stack | None = None
         self.graph: Transported | Cuts | None = None
-        self.steps: dict[str, tuple[int, int]] = {}
+        self.steps: dict[str, list[tuple[Tensor, int]]] = {}
         self.rooms: dict[Any, Tensor] = {}
         self.why = "the network was cut into blocks"
         if not cut:
@@ -47,7 +47,8 @@ class _Paths:
         """A tensor as large as another, kept from step to step."""
         key = kind, like.shape, like.dtype, like.device
         if key not in self.rooms:
-            self.rooms[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+            with torch.inference_mode(False):  # else no later step could write there
+                self.rooms[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         return self.rooms[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -365,6 +366,11 @@ class Rule(nn.Module):
             )
         return own
 
+    @property
+    def _on_graph(self) -> bool:
+        """Whether an update goes by the graph: no stack, or one in mixed precision."""
+        return self._stack is None or torch.is_autocast_enabled(self._home.device.type)
+
     def _make_graph(self) -> Transported | Cuts:
         stack = self._stack
         if self._cuts:
@@ -501,7 +507,7 @@ class Rule(nn.Module):
         self._check_followed()
         self.refresh()
         output = self._attached(inputs, keywords, lambda error: error)
-        self._note_versions()
+        self._note_versions(written=False)
         return output
 
     def _attached(
@@ -671,7 +677,7 @@ class Rule(nn.Module):
             RuntimeError: the network was changed, or the optimizer leaves feedback out that learns.
         """
         self._check_followed()
-        if self._stack is None or torch.is_autocast_enabled(self._home.device.type):
+        if self._on_graph:
             return self._backward_through_graph(x, target, loss, reduction)
         value, updates = self._updates(x, target, loss, reduction)
         written = set()
@@ -682,38 +688,45 @@ class Rule(nn.Module):
                 written.add(held)
                 held.grad = _copied(parameter.grad, held.grad)
             del s
-        for parameter in (*self._stack.parameters, *self._held_parameters()):
-            if parameter.requires_grad and parameter not in written:
+        for parameter in (*self.stack.parameters, *self._held_parameters()):
+            if parameter not in written:
                 parameter.grad = None
-        self._note_versions()
+        self._note_versions(written=True)
         return value
 
     def _backward_through_graph(self, x: Any, target: Tensor, loss: Loss, reduction: str) -> Tensor:
         for parameter in (*self.net.parameters(), *self._held_parameters()):
-            if parameter.requires_grad:
-                parameter.grad = None
+            parameter.grad = None
         self.refresh()
         value, output, error = self._through_graph(x, target, loss, reduction)
         output.backward(error)
-        self._note_versions()
+        self._note_versions(written=True)
         return value
 
-    def _note_versions(self) -> None:
+    def _note_versions(self, *, written: bool) -> None:
+        """Keep W and B and, where they are written, their gradients, with their versions."""
         if self.learns:
-            self._paths.steps = {
-                name: (self.weight(name)._version, own._version)
-                for name, own in zip(self.receivers, self._held_parameters(), strict=True)
-            }
+            for name, own in zip(self.receivers, self._held_parameters(), strict=True):
+                above = self._stack and self._stack.above[name]
+                weight = above.weight if above else self.net.get_parameter(name)
+                both = (weight, own, weight.grad, own.grad) if written else (weight, own)
+                self._paths.steps[name] = [(t, t._version) for t in both if t is not None]
 
     def _check_followed(self) -> None:
-        """An optimizer that steps W and not B would make another rule of this one."""
-        for name, (weight, own) in self._paths.steps.items():
-            moved = self.weight(name)._version != weight
-            if moved and self.get_parameter(_key(name))._version == own:
+        """What is done to W and its gradient and not to B would make another rule of this one."""
+        for name, noted in self._paths.steps.items():
+            weight, own, *grads = (t._version - version for t, version in noted)
+            if weight and not own:
                 raise RuntimeError(
                     f"the weight of feedback {name!r} was stepped and its feedback was not: give "
                     "the optimizer rule.parameters(), which holds both"
                 )
+            if weight and len(set(grads)) > 1:
+                raise RuntimeError(
+                    f"the gradient of feedback {name!r} was not changed as that of its weight was: "
+                    "clip or scale those of rule.parameters(), which has both"
+                )
+        self._paths.steps = {}
 
     @torch.no_grad()
     def sgd_step(
@@ -736,7 +749,7 @@ class Rule(nn.Module):
         Returns:
             The loss before the step, 0-d.
         """
-        if self._stack is None:
+        if self._on_graph:
             value = self._backward_through_graph(x, target, loss, reduction)
             for parameter in (*self.net.parameters(), *self._held_parameters()):
                 if parameter.grad is not None and parameter.requires_grad:
@@ -768,7 +781,7 @@ class Rule(nn.Module):
         Zero where nothing arrives, and where it would write None. Nothing is written: ``.grad``,
         running statistics and random states stay as they are.
         """
-        if self._stack is None:
+        if self._on_graph:
             with measuring(self.net):
                 _, output, error = self._through_graph(x, target, loss, reduction)
                 own = {k: p for k, p in self.net.named_parameters() if p.requires_grad}

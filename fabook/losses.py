@@ -145,7 +145,7 @@ def _cross_entropy(output: Tensor, target: Tensor, reduction: str) -> tuple[Tens
         counted = int(kept.sum())
         scale = (1.0 / counted if counted else float("nan")) if reduction == "mean" else 1.0
         ones = kept.unsqueeze(-1).to(error)
-        error, logp = error * ones, logp * ones
+        error, logp = error * ones, logp.where(kept.unsqueeze(-1), 0.0)
     value = logp.gather(-1, index).sum() * -scale
     error.scatter_add_(-1, index, -ones)
     return value, error.mul_(scale) if scale != 1.0 else error

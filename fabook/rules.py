@@ -183,7 +183,8 @@ class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback", linear=Tr
 
     B is a parameter of the rule. Given to the optimizer with the weights, as
     ``rule.parameters()`` has them, it takes the steps of W under that optimizer's own momentum,
-    moments, decay and schedule; weight decay makes both meet (Akrout et al. 2019).
+    moments, decay and schedule; weight decay makes both meet (Akrout et al. 2019). Gradients are
+    clipped, scaled and set to zero for ``rule.parameters()`` too.
 
     References: Kolen & Pollack (1994); Akrout et al. (2019), https://arxiv.org/abs/1904.05391
     """

@@ -146,6 +146,10 @@ class _ByAutograd:
             leaf = x.detach().requires_grad_()
             inplace = any(getattr(m, "inplace", False) for m in module.modules())
             output = module(leaf.clone() if inplace else leaf)
+        if not output.requires_grad:
+            raise UnsupportedModule(
+                f"{type(module).__name__} gives an output without a gradient, as if detached"
+            )
         return output.detach(), cls(leaf, output, module)
 
     def pull(self, error: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

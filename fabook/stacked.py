@@ -21,8 +21,8 @@ from torch import Generator, Tensor, nn
 from .losses import REDUCTIONS, output_error
 from .networks import Erf, Scale, choose
 from .rules import RULES, Rule
-from .stack import CLOSED
-from .training import History, Probe, Recorder, Schedule, progress_bar
+from .stack import CLOSED, UnsupportedModule
+from .training import History, Probe, Recorder, Schedule, check_rate, progress_bar
 
 _aten = torch.ops.aten
 _STACKED = ("BP", "FA", "DFA")
@@ -178,6 +178,11 @@ class _Stack:
                 )
         for level in zip(*nets, strict=True):
             self._place([name for name, _ in level], [module for _, module in level])
+        for run, rule in enumerate(rules):
+            try:
+                rule.stack.check_unchanged()
+            except (RuntimeError, UnsupportedModule) as error:
+                raise ValueError(f"run {run}: {error}") from None
         self._refuse_shared_memory()
         shared = [list(rule.feedback.values()) for rule in rules]
         for run, matrices in enumerate(shared):
@@ -326,6 +331,7 @@ class _Data:
         if x.dtype != like.dtype:
             raise ValueError(f"x is {x.dtype}, the networks are {like.dtype}")
         labels = loss == "cross_entropy" and not y.is_floating_point()
+        y = y.long() if labels else y
         self.x, self.x_apart = _per_run("x", x, 2, runs)
         self.y, self.y_apart = _per_run("y", y, 1 if labels else 2, runs)
         n = x.shape[-2]
@@ -405,6 +411,8 @@ def train_stacked(
     """
     choose("loss", loss, _LOSSES)
     choose("reduction", reduction, REDUCTIONS)
+    check_rate("lr", lr)
+    check_rate("momentum", momentum)
     if not rules:
         raise ValueError("rules must hold one rule or more; got none")
     stack = _Stack(rules, momentum)

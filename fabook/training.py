@@ -57,8 +57,9 @@ class History:
         """Return the probes as a table: a row for each step, a column for each number.
 
         Beside ``epoch`` and the probes' values there is ``loss``, the mean of the training loss
-        over the updates since the row before (NaN in a row that none precedes). A quantity that
-        is an array has one column for each of its entries: ``norm[0]``, ``norm[1]``, ...
+        over the updates since the row before (NaN in a row that none precedes); a probe of the
+        same name stands in its place. A quantity that is an array has one column for each of its
+        entries: ``norm[0]``, ``norm[1]``, ...
 
         Returns:
             pandas table with ``step`` as its index.
@@ -372,12 +373,18 @@ def _named(name: str, seen: Any) -> Iterator[tuple[str, ArrayLike]]:
     yield from ((key, value if several else value[0]) for key, value in columns.items())
 
 
+def check_rate(name: str, rate: float) -> None:
+    """Raise a ValueError unless a rate is a finite number that is not negative."""
+    if not (rate >= 0 and math.isfinite(rate)):
+        raise ValueError(f"{name} must be a finite number that is not negative; got {rate}")
+
+
 def _check_step(rule: Rule, lr: float | None, optimizer: torch.optim.Optimizer | None) -> None:
     """Refuse steps that would not train this network."""
     if (lr is None) == (optimizer is None):
         raise ValueError("give either lr (plain gradient descent) or optimizer")
-    if lr is not None and not (lr >= 0 and math.isfinite(lr)):
-        raise ValueError(f"lr must be a finite number that is not negative; got {lr}")
+    if lr is not None:
+        check_rate("lr", lr)
     learning = {id(p) for p in rule.net.parameters() if p.requires_grad}
     if not learning:
         raise ValueError("no parameter of the network requires a gradient: nothing would learn")
@@ -587,7 +594,7 @@ def tune(score: Callable[[float], float], rates: Iterable[float], *, reach: int 
             nothing to choose, and nothing is scored.
 
     Raises:
-        ValueError: no rate, or one that is not a positive number.
+        ValueError: no rate, or one that is not a positive number; every score is NaN.
 
     Example:
         >>> found = tune(lambda rate: -abs(rate - 0.3), [0.01, 0.03])
@@ -609,4 +616,6 @@ def tune(score: Callable[[float], float], rates: Iterable[float], *, reach: int 
         best = max(tried, key=lambda rate: -math.inf if math.isnan(found[rate]) else found[rate])
         new = [below.pop(0)] if best == tried[0] and below else []
         new += [above.pop(0)] if best == tried[-1] and above else []
+    if all(math.isnan(value) for value in found.values()):
+        raise ValueError(f"no rate has a score, all are NaN; tried {tried}")
     return Tuned(best, {rate: found[rate] for rate in tried}, tried[0] < best < tried[-1])

@@ -99,3 +99,14 @@ def test_binary_cross_entropy_takes_labels():
 def test_errors_name_argument_value_and_range(act, message):
     with pytest.raises(ValueError, match=message):
         act(outputs(7, 4), labels(7))
+
+
+def test_an_ignored_label_counts_for_nothing_where_a_class_is_masked():
+    f, y = outputs(7, 4), labels(7).clamp(min=1)
+    f[:, 0], y[2] = -torch.inf, -100
+    leaf = f.clone().requires_grad_()
+    want = F.cross_entropy(leaf, y)
+    want.backward()
+    value, error = output_error(f, y)
+    torch.testing.assert_close(value, want.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(error, leaf.grad, rtol=1e-12, atol=1e-15)

@@ -653,6 +653,96 @@ def test_backward_overwrites_gradients(device):
     assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), once))
 
 
+def test_a_layer_that_is_frozen_later_keeps_no_old_gradient(device):
+    net = tanh_net(device)
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    for stack in (True, False):
+        rule = BP(net) if stack else BP(Wrapped(net))
+        assert rule.is_stack is stack
+        net.requires_grad_(True)
+        rule.backward(x, y)
+        net[2].requires_grad_(False)
+        rule.backward(x, y)
+        assert net[2].weight.grad is None
+        assert net[2].bias.grad is None
+        assert net[0].weight.grad is not None
+
+
+class Wrapped(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_kolen_pollack_notices_gradients_that_are_changed_for_the_network_alone(device):
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    for alone in (True, False):
+        rule = make("KP", tanh_net(device))
+        before = {k: b.clone() for k, b in rule.feedback.items()}
+        start = [w.detach().clone() for w in weights(rule.net)[1:]]
+        optimizer = torch.optim.SGD(rule.parameters(), 0.1, momentum=0.9)
+
+        def step(rule=rule, optimizer=optimizer, alone=alone):
+            optimizer.zero_grad()
+            rule.backward(x, y)
+            nn.utils.clip_grad_norm_((rule.net if alone else rule).parameters(), 0.01)
+            optimizer.step()
+
+        step()
+        if alone:
+            with pytest.raises(RuntimeError, match=r"gradient of feedback '0'.*rule.parameters"):
+                step()
+            continue
+        for _ in range(4):
+            step()
+        for w, w0, (k, b) in zip(weights(rule.net)[1:], start, rule.feedback.items(), strict=True):
+            close(b - before[k], w.detach() - w0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_measuring_in_inference_mode_leaves_a_rule_that_learns(rule, device):
+    net = tanh_net(device)
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    bound, other = make(rule, net), make(rule, tanh_net(device))
+    with torch.inference_mode():
+        bound.gradients(x, y)
+    for each in (bound, other):
+        each.sgd_step(x, y, 0.1)
+    for p, q in zip(bound.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "brSF"])
+def test_autocast_changes_no_meaning(rule):
+    """Measured, written and taken in place, an update is one and the same."""
+    x, y = rand(7, 5).float(), rand(7, low=3)
+    bound = make(rule, tanh_net("cpu").float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = bound.gradients(x, y)
+        bound.backward(x, y)
+        start = {k: p.detach().clone() for k, p in bound.net.named_parameters()}
+        written = {k: p.grad for k, p in bound.net.named_parameters() if p.grad is not None}
+        bound.net.zero_grad()
+        bound.sgd_step(x, y, 0.1)
+    for key, p in bound.net.named_parameters():
+        gradient = written.get(key, torch.zeros_like(p))
+        assert torch.equal(found[key], gradient)
+        torch.testing.assert_close(p.detach(), start[key] - 0.1 * gradient)
+
+
+def test_a_module_that_detaches_is_refused_by_name(device):
+    class Stop(nn.Module):
+        def forward(self, x):
+            return x.detach() * 1.0
+
+    net = S(L(5, 4), Stop(), L(4, 3)).to(device)
+    with pytest.raises(UnsupportedModule, match="Stop gives an output without a gradient"):
+        BP(net).backward(rand(7, 5).to(device), rand(7, low=3).to(device))
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "frozen", ["0.weight", "2.weight", "2.bias", "3.weight", "3.bias", "5.bias"]

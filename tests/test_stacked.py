@@ -325,3 +325,33 @@ def test_feedback_that_is_drawn_anew_is_refused():
     ]
     with pytest.raises(ValueError, match="run 1 redraws its feedback"):
         train_stacked(rules, torch.ones(3, 4), torch.tensor([0, 1, 1]), lr=0.1, steps=1)
+
+
+def test_a_network_that_was_changed_or_has_hooks_is_refused() -> None:
+    cpu = torch.device("cpu")
+    x, y = problem("cross_entropy", False, cpu)
+    changed, hooked = make(FA, "tanh", cpu), make(FA, "tanh", cpu)
+    changed[1].net[2] = nn.Linear(5, 4, bias=False, dtype=torch.float64)
+    hooked[2].net[1].register_forward_hook(lambda m, i, o: o * 0)
+    late = make(BP, "tanh", cpu)
+    late[0].net[1].register_forward_hook(lambda m, i, o: o * 0)
+    late[0] = BP(late[0].net)
+    for rules, run in ((changed, 1), (hooked, 2), (late, 0)):
+        with pytest.raises(ValueError, match=f"run {run}: .*(changed after|has hooks)"):
+            train_stacked(rules, x, y, steps=1, lr=0.1)
+
+
+@pytest.mark.parametrize("rates", [{"lr": -0.1}, {"lr": float("nan")}, {"lr": 1, "momentum": -1}])
+def test_rates_that_would_ascend_are_refused(rates: dict[str, float]) -> None:
+    cpu = torch.device("cpu")
+    x, y = problem("cross_entropy", False, cpu)
+    with pytest.raises(ValueError, match="must be a finite number that is not negative"):
+        train_stacked(make(BP, "tanh", cpu), x, y, steps=1, **rates)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_any_whole_type_are_labels(dtype: torch.dtype) -> None:
+    cpu = torch.device("cpu")
+    x, y = problem("cross_entropy", False, cpu)
+    seen = [train_stacked(make(BP, "tanh", cpu), x, t, steps=3, lr=0.1) for t in (y, y.to(dtype))]
+    assert (seen[0].loss == seen[1].loss).all()

@@ -498,3 +498,5 @@ def test_tune_takes_the_smallest_of_equals_and_no_diverged_run():
         tune(abs, [])
     with pytest.raises(ValueError, match="positive numbers"):
         tune(abs, [0.0, 0.1])
+    with pytest.raises(ValueError, match=r"all are NaN; tried \[0.1, 0.3\]"):
+        tune(lambda rate: math.nan, [0.1, 0.3], reach=0)
