@@ -57,6 +57,8 @@ def build(
         alone(out / ".work" / "site.lock", f"build in {out}"),
         tempfile.TemporaryDirectory(dir=out / ".work", prefix="site-") as scratch,
     ):
+        # of a build that knew the site's address
+        (work / "_build" / "html" / "sitemap.xml").unlink(missing_ok=True)
         _jupyter_book(
             root / "book", work, {"FABOOK_OUT": str(out), "FABOOK_PRESET": preset}, strict
         )

@@ -594,6 +594,7 @@ def test_build_is_strict_repeatable_and_leaves_a_good_site_standing(toy: Path) -
     assert links(page, "launch-") + links(page, "source-") == []  # no button leads nowhere
     assert "a clone of the book" in str(offered(html)["cells"][0]["source"])
     shutil.rmtree(toy / "_build" / "book_work")
+    write(toy / "_build" / "book_work" / "_build" / "html" / "sitemap.xml", "<loc>old</loc>")
     for name in ("book/intro.md", "book/_toc.yml", "book/_static/fabook.css", *CHECKPOINTS):
         write(toy / Path(name).parent / ".ipynb_checkpoints" / Path(name).name, "# Old\n")
     build.build(toy)
