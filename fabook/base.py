@@ -17,12 +17,11 @@ from torch import Generator, Tensor, nn
 
 from .graph import Cuts, Transported, block_shapes, check_module, default_places
 from .losses import Loss, output_error
-from .networks import INITS, choose, draw
+from .networks import HOW, INITS, choose, draw
 from .stack import Signal, Stack, UnsupportedModule, measuring, refuse, rows
 
 LAWS = ("weight", "feedback", "product")
 _FORMULAS = "fabook.rules"
-_HOW = "generator=torch.Generator().manual_seed(0)"
 
 
 class _Paths:
@@ -35,7 +34,7 @@ class _Paths:
         self.stack: Stack | None = None
         self.graph: Transported | Cuts | None = None
         self.steps: dict[str, list[tuple[Tensor, int]]] = {}
-        self.rooms: dict[Any, Tensor] = {}
+        self.workspaces: dict[Any, Tensor] = {}
         self.why = "the network was cut into blocks"
         if not cut:
             try:
@@ -43,31 +42,16 @@ class _Paths:
             except UnsupportedModule as refusal:
                 self.why = str(refusal)
 
-    def room(self, kind: Any, like: Tensor) -> Tensor:
+    def workspace(self, kind: Any, like: Tensor) -> Tensor:
         """A tensor as large as another, kept from step to step."""
         key = kind, like.shape, like.dtype, like.device
-        if key not in self.rooms:
+        if key not in self.workspaces:
             with torch.inference_mode(False):  # else no later step could write there
-                self.rooms[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        return self.rooms[key]
+                self.workspaces[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        return self.workspaces[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
-
-
-_ARGS = f"""
-
-    Args:
-        net: the network.
-        generator: CPU generator of the feedback, {_HOW}.
-        init: distribution of the feedback, a name of :func:`fabook.networks.draw`.
-        scale: factor on the feedback.
-        feedback: given matrices instead of random ones, by name of the receiving layer.
-        input_shape: shape of one input without the batch axis; direct rules need it where the
-            signal arrives at an image.
-        blocks: names of modules behind each of which a direct rule cuts the network.
-        example: a batch of inputs, for direct rules on a network that is no stack.
-"""
 
 
 class Rule(nn.Module):
@@ -93,8 +77,9 @@ class Rule(nn.Module):
     them.
 
     Args:
-        net: any module; see above.
-        generator: CPU generator for the feedback; rules without random feedback ignore it.
+        net: any module.
+        generator: CPU generator for the feedback, such as ``torch.Generator().manual_seed(0)``;
+            rules without random feedback ignore it.
         init: distribution of the feedback, a name of :func:`fabook.networks.draw`. The fan-in is
             that of the weight replaced; for direct feedback ``(n_l, n_L)`` it is $n_l$.
         scale: factor on the feedback.
@@ -133,14 +118,14 @@ class Rule(nn.Module):
         law: str | None = None,
         linear: bool = False,
         fixed: bool = False,
-        **kwargs: Any,
     ) -> None:
-        super().__init_subclass__(**kwargs)
+        super().__init_subclass__()
         cls.law = law if law is None else choose("law", law, LAWS)
         cls.label, cls.colour = label or cls.__name__, colour
         cls.linear, cls.fixed = linear or fixed, fixed
         if cls.__doc__ and "Args:" not in cls.__doc__:
-            cls.__doc__ = cls.__doc__.rstrip() + _ARGS
+            shared = (inspect.getdoc(Rule) or "").partition("\nArgs:")
+            cls.__doc__ = inspect.cleandoc(cls.__doc__) + "\n" + "".join(shared[1:])
         own = {k: p for k, p in inspect.signature(cls.__init__).parameters.items() if k != "self"}
         if own.pop("options", None):  # passed on: help shows the names
             rest = inspect.signature(Rule.__init__).parameters
@@ -150,7 +135,7 @@ class Rule(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Rule:
         """Say what to write where a generator or a seed is given as other libraries take it."""
         if len(args) > 1 or "seed" in kwargs:
-            raise TypeError(f"{cls.__name__} takes the network, then keywords: {_HOW}")
+            raise TypeError(f"{cls.__name__} takes the network, then keywords: {HOW}")
         return super().__new__(cls)
 
     def __init__(
@@ -166,8 +151,10 @@ class Rule(nn.Module):
         example: Any = None,
     ) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, made already; got {net!r}")
         if generator is not None and not isinstance(generator, Generator):
-            raise TypeError(f"generator must be a torch.Generator; got {generator!r}: {_HOW}")
+            raise TypeError(f"generator must be a torch.Generator; got {generator!r}: write {HOW}")
         self.net = net
         self._init = choose("init", init or self.default_init, INITS)
         self._scale, self._drawn_in = scale, torch.get_default_dtype()
@@ -222,9 +209,11 @@ class Rule(nn.Module):
 
     def drawn(self, layer: str) -> Tensor:
         """The matrix of ``layer`` that the rule holds."""
-        held = self._held()[_key(layer)]
-        assert held is not None
-        return held.detach()
+        held = self._held().get(_key(layer))
+        if held is None:
+            raise KeyError(f"no feedback arrives at {layer!r}; there is some for {self.receivers}")
+        matrix: Tensor = held.detach()
+        return matrix
 
     def pull(self, matrix: Tensor, delta: Tensor) -> Tensor:
         """W^T delta with ``matrix`` in W's place, through the layer that the error has reached."""
@@ -292,7 +281,10 @@ class Rule(nn.Module):
                 "of its matrices stands for a weight"
             )
         if not graph.seen:
-            raise ValueError("which weights hand the error down is seen in an update: make one")
+            raise ValueError(
+                "which weights hand the error down is seen in an update: call "
+                "rule.backward(x, target)"
+            )
         return [name for name in self.receivers if name in graph.carriers]
 
     def hidden(self, x: Any) -> list[str]:
@@ -393,15 +385,18 @@ class Rule(nn.Module):
                 raise ValueError(f"{type(self).__name__} takes no feedback matrices")
             return
         shapes = self._shapes(example)
-        if feedback is not None and set(feedback) != set(shapes):
-            raise ValueError(f"feedback must be given for {list(shapes)}; got {list(feedback)}")
+        if feedback is not None and (not isinstance(feedback, Mapping) or {*feedback} != {*shapes}):
+            got = list(feedback) if isinstance(feedback, Mapping) else type(feedback).__name__
+            raise ValueError(
+                f"feedback must map names to matrices, given for {list(shapes)}; got {got}"
+            )
         if feedback is None and generator is None and shapes:
-            raise ValueError(f"{type(self).__name__} draws random feedback: pass {_HOW}")
+            raise ValueError(f"{type(self).__name__} draws random feedback: pass {HOW}")
         for name, shape in shapes.items():
             if feedback is None:
                 matrix = self._random(shape, generator)
             else:
-                matrix = feedback[name].detach().clone()
+                matrix = torch.as_tensor(feedback[name]).detach().clone()
                 if tuple(matrix.shape) != shape:
                     raise ValueError(
                         f"feedback of layer {name!r} must have shape {shape}; "
@@ -439,8 +434,8 @@ class Rule(nn.Module):
         sizes = stack.sizes(type(self).__name__, self._input_shape)
         return {name: (size, top.weight.shape[0]) for name, size in sizes.items()}
 
-    def room(self, layer: str, copy: int = 0) -> Tensor | None:
-        """Where a formula may write ``matrix(layer)``: for an ``out=`` of torch; None for anew.
+    def workspace(self, layer: str, copy: int = 0) -> Tensor | None:
+        """Memory in which ``matrix(layer)`` may be formed, for ``out=``; None for new memory.
 
         While a step goes down a stack, nobody but :meth:`pull` sees the matrix of a rule of this
         library, so that one piece of memory serves all layers of a shape and all steps.
@@ -448,7 +443,7 @@ class Rule(nn.Module):
         stack = self._stack
         if stack is None or not stack.walking or type(self).__module__ != _FORMULAS:
             return None
-        return self._paths.room(copy, self.weight(layer))
+        return self._paths.workspace(copy, self.weight(layer))
 
     def _random(
         self, shape: tuple[int, ...], generator: Generator | None, out: Tensor | None = None
@@ -485,7 +480,7 @@ class Rule(nn.Module):
         super()._apply(fn, recurse)
         if self._stack is not None:
             self._stack.watch()  # moving a network may give it new parameters
-        self._paths.graph, self._paths.steps, self._paths.rooms = None, {}, {}
+        self._paths.graph, self._paths.steps, self._paths.workspaces = None, {}, {}
         return self
 
     # measuring and learning
@@ -542,19 +537,24 @@ class Rule(nn.Module):
     def _error(
         self, output: Any, target: Tensor, loss: Loss, reduction: str
     ) -> tuple[Tensor, Tensor]:
-        """Loss and output error; classes on the last axis or, where the labels say so, axis 1."""
-        if self._stack is not None:
-            return self._stack.error(output, target, loss, reduction)
+        """Loss and output error, with the classes on the last axis or, of maps, on axis 1.
+
+        Maps come from a convolution at the top of a stack; elsewhere the labels' shape says so.
+        """
         if not isinstance(output, Tensor):
             raise UnsupportedModule(
                 f"the network returns {type(output).__name__}, no tensor: use rule(x) and a loss"
             )
-        output, shape = output.detach(), tuple(target.shape)
-        maps = shape not in (output.shape, output.shape[:-1])
-        if maps and loss in ("cross_entropy", "bce") and output.ndim > 2:
-            value, error = output_error(output.movedim(1, -1), target, loss, reduction)
-            return value, error.movedim(-1, 1)
-        return output_error(output, target, loss, reduction)
+        if output.ndim < 3 or loss not in ("cross_entropy", "bce"):
+            return output_error(output, target, loss, reduction)
+        maps = tuple(target.shape) not in (output.shape, output.shape[:-1])
+        if self._stack is not None:
+            maps = isinstance(self._stack.top, nn.Conv2d)
+        if not maps:
+            return output_error(output, target, loss, reduction)
+        target = target.movedim(1, -1) if target.shape == output.shape else target
+        value, error = output_error(output.movedim(1, -1), target, loss, reduction)
+        return value, error.movedim(-1, 1)
 
     def _through_graph(
         self, x: Any, target: Tensor, loss: Loss, reduction: str
@@ -581,13 +581,7 @@ class Rule(nn.Module):
                 )
 
     def _start(
-        self,
-        x: Tensor,
-        target: Tensor,
-        loss: Loss,
-        reduction: str,
-        *,
-        updating: bool,
+        self, x: Tensor, target: Tensor, loss: Loss, reduction: str, *, updating: bool
     ) -> tuple[Tensor, Iterator[Signal]]:
         """Loss and signals; unless ``updating``, everything stays as it is."""
         stack = self.stack
@@ -601,7 +595,7 @@ class Rule(nn.Module):
         else:
             with measuring(self.net):
                 output, tape = stack.forward(x)
-        value, error = stack.error(output, target, loss, reduction)
+        value, error = self._error(output, target, loss, reduction)
 
         def at_top(signal: Tensor) -> Tensor:
             return self.from_top(signal, target, loss, reduction)
@@ -622,15 +616,7 @@ class Rule(nn.Module):
     def signals(
         self, x: Tensor, target: Tensor, *, loss: Loss = "cross_entropy", reduction: str = "mean"
     ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
-        """Yield (layer, error signal at its output, input) for each weight layer, top to bottom.
-
-        Writes nothing: running statistics and random states stay as they are.
-
-        Args:
-            x: (batch, ...) inputs.
-            target: see :func:`fabook.losses.output_error`.
-            loss, reduction: see there.
-        """
+        """Yield (layer, error signal at its output, input) for each weight layer: :meth:`trace`."""
         for s in self.trace(x, target, loss=loss, reduction=reduction):
             if s.is_weight_layer:
                 yield s.module, s.error, s.input
@@ -763,7 +749,7 @@ class Rule(nn.Module):
             if linear and held is None:
                 parameter.addmm_(rows(s.error).t(), rows(s.input), alpha=-lr)
             else:
-                step = s.gradient(key, self._paths.room("step", parameter) if linear else None)
+                step = s.gradient(key, self._paths.workspace("step", parameter) if linear else None)
                 parameter.sub_(step, alpha=lr)
                 if held is not None:
                     held.sub_(step, alpha=lr)
@@ -798,10 +784,18 @@ class Rule(nn.Module):
         return {k: found[id(p)] for k, p in self.net.named_parameters() if id(p) in found}
 
 
-def _copied(x: Tensor, room: Tensor | None) -> Tensor:
-    if room is None or room.shape != x.shape or room.dtype != x.dtype or room.device != x.device:
+def check_rule(rule: Any) -> None:
+    """Refuse what is no rule, such as a network or the class of a rule."""
+    if not isinstance(rule, Rule):
+        got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
+        raise TypeError(f"rule must be a rule on its network, such as fabook.BP(net); got {got}")
+
+
+def _copied(x: Tensor, old: Tensor | None) -> Tensor:
+    """A copy, written over an old one where it fits."""
+    if old is None or old.shape != x.shape or old.dtype != x.dtype or old.device != x.device:
         return x.clone()
-    return room.copy_(x)
+    return old.copy_(x)
 
 
 def _key(layer: str) -> str:

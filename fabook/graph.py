@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .stack import DTYPES, UnsupportedModule, measuring
+from .stack import UnsupportedModule, measuring, unusable
 
 Matrix = Callable[[str], Tensor]
 Send = Callable[[str, Tensor, Tensor], Tensor | None]
@@ -69,7 +69,7 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 def _replaced(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return change(tree)
-    if isinstance(tree, Mapping) and type(tree) is dict:
+    if type(tree) is dict:
         return {key: _replaced(value, change) for key, value in tree.items()}
     if type(tree) in (list, tuple):
         return type(tree)(_replaced(value, change) for value in tree)
@@ -166,13 +166,7 @@ def check_module(net: nn.Module) -> None:
             )
         elif isinstance(module, torch.jit.ScriptModule):
             why = "is scripted, so that its graph cannot be read"
-        for key, p in module.named_parameters(recurse=False):
-            if nn.parameter.is_lazy(p):
-                why = why or "is not initialised: run the network once"
-            elif p.dtype not in DTYPES and why is None:
-                allowed = ", ".join(str(dtype) for dtype in DTYPES)
-                why = f"has a {key} of {p.dtype}; allowed are {allowed}"
-        if why:
+        if why := why or unusable(module):
             raise UnsupportedModule(f"module {name!r} ({type(module).__name__}) {why}")
     if all(p.ndim < 2 for p in net.parameters()):
         raise UnsupportedModule("the network has no nn.Linear or nn.Conv2d layer, nor other matrix")

@@ -8,6 +8,7 @@ is what direct random target projection sends.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,10 +57,18 @@ def output_error(
     choose("reduction", reduction, REDUCTIONS)
     if output.numel() == 0:
         raise ValueError(f"the batch holds no samples: the output has shape {tuple(output.shape)}")
+    given: Any = target
+    if not isinstance(given, Tensor):
+        raise TypeError(f"target must be a tensor, as torch.tensor makes it; got {type(given)}")
+    if isinstance(loss, type):
+        raise TypeError(f"loss is a class: pass one of it, {loss.__name__}()")
     if callable(loss):
         with torch.enable_grad():
             leaf = output.detach().requires_grad_()
             value = loss(leaf, target)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+                raise ValueError(f"a loss must return a tensor of one number; got {got}")
             return value.detach(), torch.autograd.grad(value, leaf)[0]
     choose("loss", loss, LOSSES)
     if output.dtype in (torch.float16, torch.bfloat16):  # sums overflow, and lose their last terms
@@ -106,7 +115,7 @@ def _squares(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Te
     if output.shape != target.shape:
         raise ValueError(
             f"mse needs a target of the output's shape {tuple(output.shape)}; "
-            f"got {tuple(target.shape)}"
+            f"got {tuple(target.shape)}: reshape it, or F.one_hot(labels, {output.shape[-1]})"
         )
     error = output - target.to(output.dtype)
     scale = 1.0 / error.numel() if reduction == "mean" else 1.0
@@ -116,12 +125,12 @@ def _squares(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Te
 
 def _binary(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
     if target.shape != output.shape:
-        labels, _ = _labels(output, target, ignore=False)
         if output.shape[-1] == 1:
             raise ValueError(
                 f"bce of one output needs a target of its shape {tuple(output.shape)}; "
-                f"got {tuple(target.shape)}"
+                f"got {tuple(target.shape)}: reshape it"
             )
+        labels, _ = _labels(output, target, ignore=False)
         target = F.one_hot(labels, output.shape[-1])
     target = target.to(output.dtype)
     value = F.binary_cross_entropy_with_logits(output, target, reduction=reduction)
@@ -155,8 +164,8 @@ def _labels(output: Tensor, target: Tensor, *, ignore: bool) -> tuple[Tensor, Te
     """Class indices as int64, and where some are -100 and thus 0 here, a mask of the others."""
     if target.is_floating_point() or target.is_complex() or target.shape != output.shape[:-1]:
         raise ValueError(
-            f"cross_entropy and bce of outputs {tuple(output.shape)} need class indices of shape "
-            f"{tuple(output.shape[:-1])} or probabilities of the output's shape; "
+            f"cross_entropy and bce of outputs {tuple(output.shape)} need class indices, whole "
+            f"numbers of shape {tuple(output.shape[:-1])} or probabilities of the output's shape; "
             f"got {tuple(target.shape)} {target.dtype}"
         )
     labels, classes = target.long(), output.shape[-1]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .base import Rule
+from .base import Rule, check_rule
 from .losses import Loss
 from .networks import choose
 from .rules import BP
@@ -74,12 +74,7 @@ def _direction(a: Tensor, dim: int) -> Tensor:
 
 
 def gradient_alignment(
-    rule: Rule,
-    x: Tensor,
-    target: Tensor,
-    *,
-    loss: Loss = "cross_entropy",
-    reduction: str = "mean",
+    rule: Rule, x: Tensor, target: Tensor, *, loss: Loss = "cross_entropy", reduction: str = "mean"
 ) -> Alignment:
     r"""Cosine between a rule's update of each weight matrix and the true gradient.
 
@@ -115,12 +110,7 @@ def gradient_alignment(
 
 
 def network_alignment(
-    rule: Rule,
-    x: Tensor,
-    target: Tensor,
-    *,
-    loss: Loss = "cross_entropy",
-    reduction: str = "mean",
+    rule: Rule, x: Tensor, target: Tensor, *, loss: Loss = "cross_entropy", reduction: str = "mean"
 ) -> float:
     """Cosine between a rule's whole update and the whole gradient, read-out included.
 
@@ -139,6 +129,7 @@ def _weight_gradients(
     rule: Rule, x: Tensor, target: Tensor, loss: Loss, reduction: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The rule's and the true gradient of each weight matrix; a stack's frozen ones included."""
+    check_rule(rule)
     found = []
     for each in (rule, BP(rule.net)):
         if not rule.is_stack:
@@ -189,6 +180,7 @@ def gradient_alignment_per_sample(
         UnsupportedModule: the network is no stack, so that it has no signals by layer.
     """
     choose("at", at, ("preactivation", "activation"))
+    check_rule(rule)
     ours = _hidden_signals(rule, x, target, loss, at)
     true = _hidden_signals(BP(rule.net), x, target, loss, at)
     per_sample = {name: cosine(ours[name], true[name], dim=1) for name in ours}
@@ -242,6 +234,7 @@ def weight_alignment(rule: Rule) -> Alignment:
         >>> list(weight_alignment(DFA(mlp([4, 3, 5, 2], generator=g), generator=g)).layers)
         ['2', '4']
     """
+    check_rule(rule)
     if not rule.feedback:
         matrices = [name for name, p in rule.net.named_parameters() if p.ndim > 1]
         owners, none = rule.layers[1:] if rule.is_stack else matrices, float("nan")

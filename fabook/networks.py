@@ -45,6 +45,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
 }
 
+HOW = "generator=torch.Generator().manual_seed(0)"
 INITS = ("uniform", "normal", "standard_normal", "xavier_uniform", "orthogonal", "zero")
 
 
@@ -95,13 +96,15 @@ def draw(
         torch.Size([3, 100])
     """
     choose("init", init, INITS)
-    device = None if generator is None else generator.device
     if out is None:
+        device = getattr(generator, "device", None)
         out = torch.empty(tuple(shape), dtype=dtype, device=device)
     if init == "zero":
         return out.zero_()
-    if generator is None:
-        raise ValueError(f"init {init!r} draws random numbers: pass generator=torch.Generator()")
+    if not isinstance(generator, Generator):
+        raise ValueError(f"init {init!r} draws random numbers: pass {HOW}; got {generator!r}")
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"scale must be a finite number that is not negative; got {scale}")
     receptive = math.prod(shape[2:])
     fan_in, fan_out = shape[1] * receptive, shape[0] * receptive
     if init == "uniform":
@@ -116,22 +119,15 @@ def draw(
     return out.normal_(0.0, sd, generator=generator)
 
 
-def _linear(
-    n_in: int,
-    n_out: int,
-    bias: bool,
-    init: str,
-    scale: float,
-    generator: Generator | None,
-    dtype: torch.dtype | None,
-) -> nn.Linear:
-    """A linear layer that took nothing from the global random state; biases start at zero."""
-    layer = skip_init(nn.Linear, n_in, n_out, bias=bias, dtype=dtype)
-    with torch.no_grad():
-        layer.weight.copy_(draw((n_out, n_in), init, scale=scale, generator=generator, dtype=dtype))
-        if bias:
-            layer.bias.zero_()
-    return layer
+@torch.no_grad()
+def _start(layer: Any, init: str, scale: float, generator: Generator | None) -> nn.Module:
+    """A layer whose weights are drawn from ``generator`` alone and whose biases are zero."""
+    options: dict[str, Any] = {"scale": scale, "generator": generator, "dtype": layer.weight.dtype}
+    layer.weight.copy_(draw(tuple(layer.weight.shape), init, **options))
+    if layer.bias is not None:
+        layer.bias.zero_()
+    started: nn.Module = layer
+    return started
 
 
 def mlp(
@@ -171,7 +167,8 @@ def mlp(
     act = ACTIVATIONS[choose("activation", activation, tuple(ACTIVATIONS))]
     modules: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes):
-        modules += [_linear(n_in, n_out, bias, init, scale, generator, dtype), act()]
+        layer = skip_init(nn.Linear, n_in, n_out, bias=bias, dtype=dtype)
+        modules += [_start(layer, init, scale, generator), act()]
     return nn.Sequential(*modules[:-1])
 
 
@@ -294,12 +291,7 @@ def convnet(
                 f"convolutions of kernel {kernel} with pool {pool}"
             )
         layer = skip_init(nn.Conv2d, n_in, n_out, kernel, bias=bias, dtype=dtype)
-        with torch.no_grad():
-            shape = (n_out, n_in, kernel, kernel)
-            layer.weight.copy_(draw(shape, init, scale=scale, generator=generator, dtype=dtype))
-            if bias:
-                layer.bias.zero_()
-        modules += [layer, act()]
+        modules += [_start(layer, init, scale, generator), act()]
         if pool > 1:
             modules.append(nn.MaxPool2d(pool))
             height, width = height // pool, width // pool

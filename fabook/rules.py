@@ -31,12 +31,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .base import Rule
-from .losses import LOSSES, REDUCTIONS, Loss, output_error, target_error
-from .stack import Signal, UnsupportedModule
+from .losses import Loss, target_error
+from .stack import UnsupportedModule
 
 __all__ = [
-    "BP", "BRSF", "DFA", "DRTP", "FA", "FRSF", "LOSSES", "REDUCTIONS", "RULES", "USF",
-    "KolenPollack", "Loss", "Rule", "Shallow", "Signal", "UnsupportedModule", "output_error",
+    "BP", "BRSF", "DFA", "DRTP", "FA", "FRSF", "RULES", "USF", "KolenPollack", "Rule", "Shallow",
+    "UnsupportedModule",
 ]  # fmt: skip
 
 
@@ -125,7 +125,7 @@ class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
         weight = self.weight(layer)
         receptive = math.prod(weight.shape[2:])
         s = math.sqrt(2 / ((weight.shape[0] + weight.shape[1]) * receptive))
-        return torch.sign(weight, out=self.room(layer)).mul_(s * self._scale)
+        return torch.sign(weight, out=self.workspace(layer)).mul_(s * self._scale)
 
 
 class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
@@ -140,8 +140,8 @@ class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
     default_init = "xavier_uniform"
 
     def matrix(self, layer: str) -> Tensor:
-        sizes = torch.abs(self.drawn(layer), out=self.room(layer, 1))
-        return torch.sign(self.weight(layer), out=self.room(layer)).mul_(sizes)
+        sizes = torch.abs(self.drawn(layer), out=self.workspace(layer, 1))
+        return torch.sign(self.weight(layer), out=self.workspace(layer)).mul_(sizes)
 
 
 class BRSF(FRSF, label="brSF", colour="#CD8A00", linear=True):

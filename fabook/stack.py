@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from .losses import Loss, output_error
 from .networks import Erf, Scale
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -116,10 +115,7 @@ CLOSED: dict[type, Local] = {
 # the same, written over the input: these save what they give and not what they take
 _OVER: dict[type, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     nn.Tanh: (torch.tanh_, lambda g, y: _aten.tanh_backward.grad_input(g, y, grad_input=g)),
-    nn.ReLU: (
-        torch.relu_,
-        lambda g, y: _aten.threshold_backward.grad_input(g, y, 0, grad_input=g),
-    ),
+    nn.ReLU: (torch.relu_, lambda g, y: _aten.threshold_backward.grad_input(g, y, 0, grad_input=g)),
     nn.Sigmoid: (
         torch.sigmoid_,
         lambda g, y: _aten.sigmoid_backward.grad_input(g, y, grad_input=g),
@@ -216,23 +212,27 @@ def refuse(name: str, module: nn.Module, why: str) -> UnsupportedModule:
     )
 
 
+def unusable(module: nn.Module) -> str | None:
+    """Why no rule can work on a module's own parameters, if so."""
+    if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
+        return "is not initialised: run the network once"
+    for key, p in module.named_parameters(recurse=False):
+        if p.dtype not in DTYPES:
+            return f"has a {key} of {p.dtype}; allowed are {', '.join(map(str, DTYPES))}"
+    return None
+
+
 def _check_all(net: nn.Module) -> None:
     """Refuse what would be passed over silently, in containers too."""
     for name, module in net.named_modules():
-        if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
-            raise refuse(name, module, "is not initialised: run the network once")
+        if why := unusable(module):
+            raise refuse(name, module, why)
         if "forward" in vars(module):
             raise refuse(name, module, "has a forward of its own, apart from its class")
         if any(getattr(module, hooks) for hooks in _HOOKS):
             raise refuse(name, module, "has hooks, which would not run")
         if nn.utils.parametrize.is_parametrized(module):
             raise refuse(name, module, "has no plain weight: it is parametrised")
-        for key, parameter in module.named_parameters(recurse=False):
-            if parameter.dtype not in DTYPES:
-                allowed = ", ".join(str(dtype) for dtype in DTYPES)
-                raise refuse(
-                    name, module, f"has a {key} of {parameter.dtype}; allowed are {allowed}"
-                )
 
 
 def _check_shared(stack: Sequence[tuple[str, nn.Module]]) -> None:
@@ -417,17 +417,6 @@ class Stack:
                 tape.append((below, small))
         return x, tape
 
-    def error(
-        self, output: Tensor, target: Tensor, loss: Loss, reduction: str
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and output error; maps have their classes on axis 1, as ``F.cross_entropy``."""
-        maps = loss in ("cross_entropy", "bce") and isinstance(self.top, nn.Conv2d)
-        if not (maps and output.ndim > 2):
-            return output_error(output, target, loss, reduction)
-        target = target.movedim(1, -1) if target.shape == output.shape else target
-        value, error = output_error(output.movedim(1, -1), target, loss, reduction)
-        return value, error.movedim(-1, 1)
-
     def walk(
         self,
         send: Callable[[str, Tensor, Tensor], Tensor | None],
@@ -496,6 +485,6 @@ def _shaped(signal: Tensor, h: Tensor, name: str) -> Tensor:
     if signal.numel() != h.numel():
         raise ValueError(
             f"the rule cannot send {tuple(signal.shape)} down from layer {name!r}, which takes "
-            f"{tuple(h.shape)}; pass input_shape"
+            f"{tuple(h.shape)}; pass input_shape to a direct rule on images"
         )
     return signal if signal.shape == h.shape else signal.reshape(h.shape)

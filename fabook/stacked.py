@@ -11,7 +11,7 @@ stack, so every metric and every function of :mod:`fabook.training` reads them a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from .losses import REDUCTIONS, output_error
 from .networks import Erf, Scale, choose
 from .rules import RULES, Rule
-from .stack import CLOSED, UnsupportedModule
+from .stack import CLOSED, UnsupportedModule, flat
 from .training import History, Probe, Recorder, Schedule, check_rate, progress_bar
 
 _aten = torch.ops.aten
@@ -100,16 +100,6 @@ def _backward(module: nn.Module, signal: Tensor, saved: Any) -> Tensor:
     return torch.autograd.grad(output, leaf, signal)[0]
 
 
-def _flat(prefix: str, net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules in the order in which they act, one that is used twice twice."""
-    if type(net).forward is not nn.Sequential.forward:
-        yield prefix, net
-        return
-    for key, child in net._modules.items():
-        if child is not None:
-            yield from _flat(f"{prefix}.{key}" if prefix else key, child)
-
-
 def _refuse(run: int, name: str, module: nn.Module, why: str) -> ValueError:
     return ValueError(f"run {run}, module {name!r} ({type(module).__name__}) {why}")
 
@@ -160,7 +150,8 @@ class _Stack:
         kinds = {type(rule).__name__: names.get(type(rule)) for rule in rules}
         if len(kinds) != 1 or next(iter(kinds.values())) not in _STACKED:
             raise ValueError(
-                f"rules must all be one of {', '.join(_STACKED)}; got {', '.join(sorted(kinds))}"
+                f"rules must all be one of {', '.join(_STACKED)}; got {', '.join(sorted(kinds))}: "
+                "any other is trained by fabook.train, one network at a time"
             )
         for run, rule in enumerate(rules):
             if rule.feedback and not rule.fixed:
@@ -169,7 +160,7 @@ class _Stack:
         self.momentum = momentum
         self.parameters: list[_Parameter] = []
         self.ops: list[_Layer | _Activation] = []  # bottom to top
-        nets = [list(_flat("", rule.net)) for rule in rules]
+        nets = [list(flat("", rule.net)) for rule in rules]
         for run, net in enumerate(nets):
             if len(net) != len(nets[0]):
                 raise ValueError(
@@ -318,8 +309,8 @@ def _per_run(name: str, value: Tensor, single_ndim: int, runs: int) -> tuple[Ten
         return value, 0
     if value.ndim != single_ndim + 1 or len(value) != runs:
         raise ValueError(
-            f"{name} must have {single_ndim} axes, or one more with a row for each of the {runs} "
-            f"runs in front; got {tuple(value.shape)}"
+            f"{name} ({value.dtype}) must have {single_ndim} axes, or one more with a row for each "
+            f"of the {runs} runs in front; got {tuple(value.shape)}"
         )
     return value.flatten(0, 1), value.shape[1]
 
@@ -330,6 +321,8 @@ class _Data:
     def __init__(self, x: Tensor, y: Tensor, loss: str, runs: int, like: Tensor) -> None:
         if x.dtype != like.dtype:
             raise ValueError(f"x is {x.dtype}, the networks are {like.dtype}")
+        if x.shape[-1] != like.shape[-1]:
+            raise ValueError(f"the networks take {like.shape[-1]} inputs; got x {tuple(x.shape)}")
         labels = loss == "cross_entropy" and not y.is_floating_point()
         y = y.long() if labels else y
         self.x, self.x_apart = _per_run("x", x, 2, runs)
@@ -421,10 +414,11 @@ def train_stacked(
         data.n, epochs=epochs, steps=steps, batch_size=batch_size, drop_last=drop_last,
         probe_at=probe_at, probes=bool(probe),
     )  # fmt: skip
-    sources = [] if generators is None else list(generators)
+    sources = [generators] if isinstance(generators, Generator) else list(generators or ())
     if (sources or not plan.whole) and len({id(g) for g in sources}) != len(rules):
         raise ValueError(
-            f"generators must be {len(rules)}, one for each run; got {len({*map(id, sources)})}"
+            f"generators must be {len(rules)}, one for each run; got {len({*map(id, sources)})}: "
+            f"[fabook.stream(seed, 'order') for seed in range({len(rules)})]"
         )
     record = Recorder(probe or {}, label)
     orders = torch.arange(data.n, device=x.device).expand(len(rules), -1)

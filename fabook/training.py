@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .base import Rule
+from .base import HOW, Rule, check_rule
 from .losses import Loss
 from .metrics import Alignment
 from .networks import choose
@@ -86,7 +86,8 @@ class History:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.values:
-            raise KeyError(f"no probe recorded {name!r}; there are {', '.join(self.values)}")
+            there = ", ".join(self.values) or "none"
+            raise KeyError(f"no probe recorded {name!r}; there are {there}; the loss is .loss")
         return self.values[name]
 
 
@@ -187,8 +188,8 @@ def train(
         probe_at=probe_at, probes=bool(probe),
     )  # fmt: skip
     _check_step(rule, lr, optimizer)
-    if generator is None and not plan.whole:
-        raise ValueError("minibatches need generator=torch.Generator() for their order")
+    if not isinstance(generator, Generator) and not plan.whole:
+        raise ValueError(f"minibatches need {HOW} for their order; got {generator!r}")
     record = Recorder(probe or {}, label)
     value = torch.zeros(())
     try:
@@ -268,6 +269,8 @@ class Schedule:
         self.total = _whole("steps", steps)
         if self.total < 0:
             raise ValueError(f"the number of updates must not be negative; got {steps}")
+        if not isinstance(probe_at, Iterable):
+            raise TypeError(f"probe_at must hold numbers of updates, [{probe_at!r}] for instance")
         self.due = set(probe_at)
         if wrong := sorted(at for at in self.due if at not in range(self.total + 1)):
             raise ValueError(f"probe_at must be whole numbers in [0, {self.total}]; got {wrong}")
@@ -331,11 +334,13 @@ class Recorder:
         row: dict[str, np.ndarray] = {}
         for probe, look in self.probes.items():
             for name, value in _named(probe, look()):
-                if value is None:
-                    raise TypeError(f"probe {name!r} returned None; allowed are numbers and arrays")
                 if name in row:
                     raise ValueError(f"two probes record {name!r}")
-                row[name] = np.asarray(value, dtype=float)
+                try:  # of None numpy would make NaN
+                    row[name] = np.asarray(object() if value is None else value, dtype=float)
+                except (TypeError, ValueError):
+                    what = f"probe {name!r} returned {value!r:.80}"
+                    raise TypeError(f"{what}; allowed are numbers and arrays") from None
         for name, found in row.items():
             if infinite := found[np.isinf(found)].tolist():
                 # NaN is a zero vector's cosine, not a divergence
@@ -373,14 +378,15 @@ def _named(name: str, seen: Any) -> Iterator[tuple[str, ArrayLike]]:
     yield from ((key, value if several else value[0]) for key, value in columns.items())
 
 
-def check_rate(name: str, rate: float) -> None:
-    """Raise a ValueError unless a rate is a finite number that is not negative."""
-    if not (rate >= 0 and math.isfinite(rate)):
-        raise ValueError(f"{name} must be a finite number that is not negative; got {rate}")
+def check_rate(name: str, rate: Any) -> None:
+    """Refuse a rate that is no number, negative or not finite."""
+    if isinstance(rate, str) or not (rate >= 0 and math.isfinite(rate)):
+        raise ValueError(f"{name} must be a finite number that is not negative; got {rate!r}")
 
 
 def _check_step(rule: Rule, lr: float | None, optimizer: torch.optim.Optimizer | None) -> None:
     """Refuse steps that would not train this network."""
+    check_rule(rule)
     if (lr is None) == (optimizer is None):
         raise ValueError("give either lr (plain gradient descent) or optimizer")
     if lr is not None:
@@ -390,6 +396,10 @@ def _check_step(rule: Rule, lr: float | None, optimizer: torch.optim.Optimizer |
         raise ValueError("no parameter of the network requires a gradient: nothing would learn")
     if optimizer is None:
         return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be one such as torch.optim.Adam(rule.parameters()); got {optimizer!r}"
+        )
     given = [p for group in optimizer.param_groups for p in group["params"]]
     known = {id(p) for p in (*rule.net.parameters(), *rule.parameters())}
     strange = [tuple(p.shape) for p in given if id(p) not in known]

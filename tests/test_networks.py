@@ -176,6 +176,8 @@ ERRORS = {
         r"two or more positive .*; got \[3, 0, 2\]",
     ),
     "generator": (lambda: mlp([3, 2]), "init 'uniform' draws random numbers: pass generator"),
+    "seed": (lambda: mlp([3, 2], generator=0), "draws random numbers: pass .*; got 0"),
+    "scale": (lambda: mlp([3, 2], scale=-1, generator=g()), "scale must be a finite .*; got -1"),
     "small image": (
         lambda: convnet((1, 4, 8), [2, 2], [], 3, generator=g()),
         r"images of \(4, 8\) pixels are too small for 2 convolutions of kernel 3 with pool 1",

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fabook.losses import output_error
 from fabook.networks import ACTIVATIONS, Scale, convnet, draw, linear_net, mlp, two_layer
 from fabook.rules import (
     BP,
@@ -30,7 +31,6 @@ from fabook.rules import (
     Rule,
     Shallow,
     UnsupportedModule,
-    output_error,
 )
 from fabook.stack import Stack
 from fabook.streams import stream
@@ -1354,6 +1354,34 @@ ERRORS = {
         lambda n: make("DRTP", n).backward(X, Y, loss=total),
         ValueError,
         "under a loss by name, one of cross_entropy, mse",
+    ),
+    "target": (lambda n: BP(n).backward(X, Y.tolist()), TypeError, "target must be a tensor.*list"),
+    "loss by its class": (
+        lambda n: BP(n).backward(X, Y, loss=nn.CrossEntropyLoss),
+        TypeError,
+        r"loss is a class: .*CrossEntropyLoss\(\)",
+    ),
+    "loss of each sample": (
+        lambda n: BP(n).backward(X, Y, loss=nn.CrossEntropyLoss(reduction="none")),
+        ValueError,
+        r"a loss must return a tensor of one number; got \(3,\)",
+    ),
+    "one binary output": (
+        lambda n: BP(mlp([5, 1], generator=stream(0, "w")).to(X)).backward(X, Y > 0, loss="bce"),
+        ValueError,
+        r"bce of one output needs a target of its shape \(3, 1\); got \(3,\)",
+    ),
+    "network": (
+        lambda n: FA(None, generator=stream(0, "f")),
+        TypeError,
+        "net must be .*; got None",
+    ),
+    "class of a network": (lambda n: BP(nn.Linear), TypeError, "net must be a torch.nn.Module"),
+    "layer": (lambda n: make("FA", n).matrix("fc"), KeyError, "no feedback arrives at 'fc'"),
+    "feedback": (
+        lambda n: FA(n, feedback=[torch.ones(3, 4)]),
+        ValueError,
+        "feedback must map names to matrices.*; got list",
     ),
     "formula": (
         lambda n: Rule(n).backward(X, Y),

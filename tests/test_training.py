@@ -212,6 +212,8 @@ ERRORS = {
     "no length": ({"steps": None}, "give either epochs or steps"),
     "negative": ({"steps": -1}, "must not be negative; got -1"),
     "order": ({"generator": None}, "minibatches need generator"),
+    "seed": ({"generator": 0}, r"minibatches need generator=torch.Generator\(\).*; got 0"),
+    "rate in quotes": ({"lr": "0.1"}, "lr must be a finite number .*; got '0.1'"),
     "late probe": ({"probe_at": [0, 9]}, r"whole numbers in \[0, 4\]; got \[9\]"),
     "half a probe": ({"probe_at": [0.5]}, r"whole numbers in \[0, 4\]; got \[0.5\]"),
     "no time to probe": ({"probe": {"a": lambda: 1.0}}, r"probe without probe_at .*\[0, 4\]"),
@@ -260,6 +262,23 @@ def test_an_optimizer_of_another_network_is_refused(net, data):
         train(BP(net), *data, steps=1, lr=0.1)
 
 
+@pytest.mark.parametrize("measure", [gradient_alignment, train])
+def test_what_is_no_rule_is_refused(net, data, measure):
+    for wrong, name in ((net, "Sequential"), (BP, "BP"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=rf"such as fabook.BP\(net\); got {name}"):
+            measure(wrong, *data, **({"steps": 1, "lr": 0.1} if measure is train else {}))
+        with pytest.raises(TypeError, match=f"got {name}"):
+            weight_alignment(wrong)
+
+
+def test_what_is_no_optimizer_and_one_number_of_updates_are_refused(net, data):
+    for wrong in ("adam", torch.optim.Adam):
+        with pytest.raises(TypeError, match=r"optimizer must be one such as .*; got .*[aA]dam"):
+            train(BP(net), *data, steps=1, optimizer=wrong)
+    with pytest.raises(TypeError, match=r"probe_at must hold numbers of updates, \[3\]"):
+        train(BP(net), *data, steps=3, lr=0.1, probe={"a": lambda: 1.0}, probe_at=3)
+
+
 def test_the_training_loss_is_kept(net, data):
     x, y = data
     twin = copy.deepcopy(net)
@@ -287,6 +306,8 @@ def test_a_probe_may_return_an_alignment(net, data):
         (lambda: 1.0, "probe must map names to functions"),
         ({"one": 1.0}, r"functions without arguments, .*; got {'one': 1.0}"),
         ({"one": lambda: None}, "probe 'one' returned None"),
+        ({"one": lambda: "x"}, "probe 'one' returned 'x'; allowed are numbers"),
+        ({"one": lambda: nn.Tanh()}, r"probe 'one' returned Tanh\(\); allowed are numbers"),
     ],
 )
 def test_a_probe_that_shows_nothing_is_refused(net, data, probe, message):

@@ -27,9 +27,9 @@ from numpy.typing import ArrayLike
 from torch import Generator, Tensor, nn
 
 from ..base import Rule
-from ..losses import Loss
+from ..losses import Loss, output_error
 from ..networks import draw
-from ..rules import BP, FA, output_error
+from ..rules import BP, FA
 from .robertson2023 import conserved
 
 

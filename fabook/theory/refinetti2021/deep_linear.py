@@ -20,9 +20,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Generator, Tensor
 
+from ...losses import Loss, output_error
 from ...metrics import cosine
 from ...networks import choose, draw, linear_net
-from ...rules import DFA, Loss, output_error
+from ...rules import DFA
 
 Array = NDArray[np.float64]
 
