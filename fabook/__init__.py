@@ -1,4 +1,14 @@
-"""Feedback-alignment rules, metrics and theory behind a book of reproducible replications."""
+"""Feedback-alignment rules, metrics and theory behind a book of reproducible replications.
+
+Nine rules, by label in ``RULES``, on any network; loops and alignments to watch them with; and
+``networks``, ``data``, ``plots`` and the ``theory`` of five papers::
+
+    net = fabook.mlp([64, 100, 10], generator=fabook.stream(0, "weights"))
+    rule = fabook.FA(net, generator=fabook.stream(0, "feedback"))
+    watch = {"alignment": lambda: fabook.gradient_alignment(rule, x, y)}
+    seen = fabook.train(rule, x, y, steps=100, lr=0.1, probe=watch, probe_at=[0, 50, 100])
+    seen.frame(), fabook.accuracy(net, x, y)
+"""
 
 from . import data, metrics, plots, theory
 from .metrics import gradient_alignment, weight_alignment

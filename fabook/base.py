@@ -251,16 +251,6 @@ class Rule(nn.Module):
         return self.stack.layers
 
     @property
-    def above(self) -> dict[str, Any]:
-        """The weight layer above each hidden one of a stack, by the hidden one's name."""
-        return self.stack.above
-
-    @property
-    def modules_in_order(self) -> list[tuple[str, nn.Module]]:
-        """A stack's modules in the order in which they act, with their names."""
-        return self.stack.modules
-
-    @property
     def receivers(self) -> list[str]:
         """Names of what has a matrix, bottom to top (hidden layers, weights or blocks)."""
         if self._stack is not None:
@@ -647,7 +637,8 @@ class Rule(nn.Module):
         """Run the network forward and write ``.grad`` of every parameter that learns.
 
         Gradients are overwritten, not accumulated, so no ``zero_grad`` is needed; any optimizer
-        over ``rule.parameters()`` can take the step. What does not learn gets None.
+        over ``rule.parameters()`` can take the step. What does not learn gets None. To accumulate
+        over several batches use ``criterion(rule(x), target).backward()``, see :meth:`forward`.
 
         Args:
             x: (batch, ...) inputs.

@@ -317,9 +317,8 @@ class Transported(_Bound):
         if (name, kept.dtype) not in sent:
             b = self.matrix(name).to(kept.dtype)
             if b.stride() != w.stride() or b.device != w.device:  # laid out as W
-                b = torch.empty_strided(w.shape, w.stride(), dtype=b.dtype, device=w.device).copy_(
-                    b
-                )
+                laid = torch.empty_strided(w.shape, w.stride(), dtype=b.dtype, device=w.device)
+                b = laid.copy_(b)
             sent[name, kept.dtype] = b
         b = sent[name, kept.dtype]
         start = w.storage_offset() if _storage(kept) == _storage(w) else 0

@@ -127,7 +127,7 @@ def _closed(module: nn.Module) -> Local | None:
     return None if getattr(module, "return_indices", False) else CLOSED.get(type(module))
 
 
-class _ByAutograd:
+class ByAutograd:
     """The small graph that a module's own vector-Jacobian product needs, but not its output."""
 
     def __init__(self, leaf: Tensor, output: Tensor, module: nn.Module) -> None:
@@ -137,7 +137,7 @@ class _ByAutograd:
         self.params = {k: p for k, p in named if p.requires_grad}
 
     @classmethod
-    def forward(cls, module: nn.Module, x: Tensor) -> tuple[Tensor, _ByAutograd]:
+    def forward(cls, module: nn.Module, x: Tensor) -> tuple[Tensor, ByAutograd]:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             inplace = any(getattr(m, "inplace", False) for m in module.modules())
@@ -302,6 +302,11 @@ class Stack:
 
     Raises:
         UnsupportedModule: names a module that cannot be placed.
+
+    Attributes:
+        modules: names and modules, in the order in which they act.
+        layers: names of the weight layers.
+        above: the weight layer above each hidden one, by the hidden one's name.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -413,7 +418,7 @@ class Stack:
                 tape.append((None, saved))
             else:
                 below = x
-                x, small = _ByAutograd.forward(module, below)
+                x, small = ByAutograd.forward(module, below)
                 tape.append((below, small))
         return x, tape
 

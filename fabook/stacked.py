@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from .losses import REDUCTIONS, output_error
 from .networks import Erf, Scale, choose
 from .rules import RULES, Rule
-from .stack import CLOSED, UnsupportedModule, flat
+from .stack import CLOSED, ByAutograd, UnsupportedModule, flat
 from .training import History, Probe, Recorder, Schedule, check_rate, progress_bar
 
 _aten = torch.ops.aten
@@ -86,18 +86,15 @@ def _forward(module: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
     if type(module) in _PAIRS:
         found: tuple[Tensor, Any] = _PAIRS[type(module)][0](module, x)
         return found
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        output = module(leaf.clone())  # in-place ones need a tensor of their own
-    return output.detach(), (leaf, output)
+    return ByAutograd.forward(module, x)
 
 
 def _backward(module: nn.Module, signal: Tensor, saved: Any) -> Tensor:
     if type(module) in _PAIRS:
         found: Tensor = _PAIRS[type(module)][1](module, signal, saved)
         return found
-    leaf, output = saved
-    return torch.autograd.grad(output, leaf, signal)[0]
+    below: Tensor = saved.pull(signal)[0]
+    return below
 
 
 def _refuse(run: int, name: str, module: nn.Module, why: str) -> ValueError:

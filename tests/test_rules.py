@@ -1217,7 +1217,7 @@ def test_what_no_rule_can_do_anything_with_is_refused_at_once(name, rule):
 def test_what_needs_a_stack_says_why_it_has_none(name):
     build, message = UNSUPPORTED[name]
     rule = make("FA", build())
-    for what in ("layers", "above", "modules_in_order"):
+    for what in ("layers", "stack"):
         with pytest.raises(UnsupportedModule, match=f"needs a stack of layers.*{message}"):
             getattr(rule, what)
 
@@ -1303,7 +1303,7 @@ ERRORS = {
     "number": (
         lambda n: FA(n, generator=0),
         TypeError,
-        r"torch\.Generator; got 0: generator=torch\.Generator\(\)\.manual_seed\(0\)",
+        r"torch\.Generator; got 0: write generator=torch\.Generator\(\)\.manual_seed\(0\)",
     ),
     "seed": (
         lambda n: FA(n, seed=0),

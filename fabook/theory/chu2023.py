@@ -42,13 +42,13 @@ def _stack(rule: Rule) -> list[tuple[str, nn.Module]]:
     """The network's modules in order; refuses what couples samples or units."""
     if not rule.linear:
         raise ValueError(f"{type(rule).__name__} sends no linear image of the output error")
-    for name, module in rule.modules_in_order:
+    for name, module in rule.stack.modules:
         if not isinstance(module, (nn.Linear, *_ELEMENTWISE)):
             raise ValueError(
                 f"module {name!r} ({type(module).__name__}): stability matrices are for stacks of "
                 "nn.Linear and elementwise activations"
             )
-    return rule.modules_in_order
+    return rule.stack.modules
 
 
 def _carrier(rule: Rule) -> Callable[..., Tensor]:
@@ -59,7 +59,7 @@ def _carrier(rule: Rule) -> Callable[..., Tensor]:
     """
     stack, top = _stack(rule), rule.layers[-1]
     below = dict(zip(rule.layers[1:], rule.layers[:-1], strict=True))
-    feedback = {name: rule.matrix(name) for name in rule.above}
+    feedback = {name: rule.matrix(name) for name in rule.receivers}
 
     def output(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         h, sent = x, None

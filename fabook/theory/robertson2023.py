@@ -197,7 +197,7 @@ def _by_neuron(module: Any, whole: bool = False, biases: bool = True) -> Tensor:
 
 def _outgoing(rule: Rule, name: str, units: int) -> tuple[Tensor, Tensor]:
     """Outgoing weights of each neuron of a layer, and the feedback in their place, (n, m) each."""
-    above = rule.above[name]
+    above = rule.stack.above[name]
     w = above.weight.detach().double()
     b = rule.feedback.get(name, w).double()
     b = b.t() if rule.direct else b
@@ -223,15 +223,15 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 
 def _between(rule: Rule, name: str) -> list[tuple[str, nn.Module]]:
     """Modules between a hidden layer and the next weight layer."""
-    stack = [n for n, _ in rule.modules_in_order]
+    stack = [n for n, _ in rule.stack.modules]
     above = rule.layers[rule.layers.index(name) + 1]
-    return rule.modules_in_order[stack.index(name) + 1 : stack.index(above)]
+    return rule.stack.modules[stack.index(name) + 1 : stack.index(above)]
 
 
 def _check_between(rule: Rule, name: str, normalised: bool) -> None:
     """Refuse what breaks the law of a hidden layer; the message names the module."""
     layer: Any = rule.net.get_submodule(name)
-    above = rule.above[name]
+    above = rule.stack.above[name]
     image, flat = isinstance(layer, nn.Conv2d), False
     between = _between(rule, name)
     if normalised and between and isinstance(between[0][1], _NORMS):
@@ -432,7 +432,7 @@ def dominant_start(rule: Rule, factor: float = 1.2) -> None:
         raise ValueError("factor must not be zero: no layer above the first would be active")
     for law in conserved_quantities(rule):
         B = rule.feedback[law.name].double()
-        W = rule.above[law.name].weight
+        W = rule.stack.above[law.name].weight
         W.copy_(B * (factor * law.norm() / B.square().sum(0)))
 
 
