@@ -550,12 +550,11 @@ class Rule(nn.Module):
         self, x: Any, target: Tensor, loss: Loss, reduction: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, output and its error, ready for the way down."""
-
-        def top(error: Tensor) -> Tensor:
-            return self.from_top(error, target, loss, reduction)
-
+        inputs = x if isinstance(x, tuple) else (x,)
         with torch.enable_grad():
-            output = self._attached(x if isinstance(x, tuple) else (x,), {}, top)
+            output = self._attached(
+                inputs, {}, lambda error: self.from_top(error, target, loss, reduction)
+            )
         value, error = self._error(output, target, loss, reduction)
         return value, output, error.to(output.dtype)
 

@@ -8,7 +8,7 @@ buffers, the rule's feedback and every random state as they were.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -102,11 +102,15 @@ def gradient_alignment(
         ['0']
     """
     ours, true = _weight_gradients(rule, x, target, loss, reduction)
-    hidden = [name for name in rule.hidden(x) if name in ours]
-    layers = {name: float(cosine(ours[name], true[name])) for name in hidden}
-    total = cosine_of_all([(ours[name], true[name]) for name in hidden])
-    zero = {n: int(not (ours[n].any() and true[n].any())) for n in hidden}
-    return Alignment(layers, total, zero)
+    return _compared({n: (ours[n], true[n]) for n in rule.hidden(x) if n in ours})
+
+
+def _compared(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Alignment:
+    return Alignment(
+        {name: float(cosine(a, b)) for name, (a, b) in pairs.items()},
+        cosine_of_all(list(pairs.values())),
+        {name: int(not (a.any() and b.any())) for name, (a, b) in pairs.items()},
+    )
 
 
 def network_alignment(
@@ -239,12 +243,7 @@ def weight_alignment(rule: Rule) -> Alignment:
         matrices = [name for name, p in rule.net.named_parameters() if p.ndim > 1]
         owners, none = rule.layers[1:] if rule.is_stack else matrices, float("nan")
         return Alignment(dict.fromkeys(owners, none), none, dict.fromkeys(owners, 1))
-    pairs = _matrix_pairs(rule)
-    return Alignment(
-        {name: float(cosine(w, b)) for name, (w, b) in pairs.items()},
-        cosine_of_all(list(pairs.values())),
-        {name: int(not (w.any() and b.any())) for name, (w, b) in pairs.items()},
-    )
+    return _compared(_matrix_pairs(rule))
 
 
 def _matrix_pairs(rule: Rule) -> dict[str, tuple[Tensor, Tensor]]:

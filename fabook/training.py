@@ -156,7 +156,8 @@ def train(
             :class:`~fabook.metrics.Alignment` (recorded as ``name`` for the total and
             ``name[layer]``), an array, or a mapping whose keys are appended to its name.
         probe_at: numbers of updates after which to probe (0 is before the first).
-        after_step: called with the number of updates done after each update.
+        after_step: called with the number of updates done after each update, for a learning-rate
+            schedule say.
         on_divergence: ``raise`` or ``stop`` (keep what was recorded and say so in the history).
         label: name of the run in messages.
         progress: show a progress bar.
