@@ -615,8 +615,7 @@ class Rule(nn.Module):
     ) -> tuple[Tensor, Iterator[tuple[Signal, str, nn.Parameter, nn.Parameter | None]]]:
         """Loss, and every parameter that learns: its signal, name, and feedback that follows it."""
         value, signals = self._start(x, target, loss, reduction, updating=True)
-        below = zip(self.layers[1:], self.layers[:-1], strict=True)
-        names = dict(below) if self.learns else {}
+        names = dict(zip(self.layers[1:], self.layers[:-1], strict=True)) if self.learns else {}
 
         def each() -> Iterator[tuple[Signal, str, nn.Parameter, nn.Parameter | None]]:
             for s in signals:

@@ -139,7 +139,7 @@ class _Parameter:
             self.values.copy_(torch.where(self.learns, self.values - lr * gradient, self.values))
 
 
-class _Stack:
+class _Runs:
     """The parameters and feedback of all runs, and one step of them."""
 
     def __init__(self, rules: Sequence[Rule], momentum: float) -> None:
@@ -405,7 +405,7 @@ def train_stacked(
     check_rate("momentum", momentum)
     if not rules:
         raise ValueError("rules must hold one rule or more; got none")
-    stack = _Stack(rules, momentum)
+    stack = _Runs(rules, momentum)
     data = _Data(x, y, loss, len(rules), stack.weight)
     plan = Schedule(
         data.n, epochs=epochs, steps=steps, batch_size=batch_size, drop_last=drop_last,
@@ -435,7 +435,7 @@ def train_stacked(
             inputs, targets = data.batch(plan.batch(step, orders))
             output, tape = stack.forward(inputs)
             values, error = _errors(output, targets, loss, reduction)
-            record.lose(values)
+            record.keep_loss(values)
             stack.backward(error, tape, lr)
     finally:
         for each in stack.parameters:

@@ -213,7 +213,7 @@ def train(
             else:
                 value = rule.backward(inputs, targets, loss=loss, reduction=reduction)
                 optimizer.step()
-            record.lose(value)
+            record.keep_loss(value)
             if after_step is not None:
                 after_step(step + 1)
     except FloatingPointError as error:
@@ -323,7 +323,7 @@ class Recorder:
         if not math.isfinite(value):
             raise FloatingPointError(f"{self.label} diverged at step {step}: {quantity} is {value}")
 
-    def lose(self, value: Tensor) -> None:
+    def keep_loss(self, value: Tensor) -> None:
         """Keep the loss of an update."""
         self.losses.append(value)
         if len(self.losses) == _KEEP:
