@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .stack import UnsupportedModule, measuring, unusable
+from .stack import UnsupportedModule, evaluating, unusable
 
 Matrix = Callable[[str], Tensor]
 Send = Callable[[str, Tensor, Tensor], Tensor | None]
@@ -694,14 +694,11 @@ def default_places(net: nn.Module, blocks: Sequence[str] | None, example: Any) -
 
 def _trial(cuts: Cuts, example: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """One pass in evaluation mode that changes nothing."""
-    modes = [(module, module.training) for module in cuts.net.modules()]
-    cuts.net.eval()
-    with torch.no_grad(), measuring(cuts.net):
-        try:
-            return cuts.run(example if isinstance(example, tuple) else (example,))
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not any(True for _ in tensors(inputs)):
+        raise TypeError(f"example must be a batch of inputs, a tensor; got {example!r}")
+    with torch.no_grad(), evaluating(cuts.net):
+        return cuts.run(inputs)
 
 
 def block_shapes(cuts: Cuts, example: Any) -> dict[str, tuple[int, int]]:

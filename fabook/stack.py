@@ -289,6 +289,19 @@ def measuring(net: nn.Module) -> Iterator[None]:
             buffers.update(kept)
 
 
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """The same, in evaluation mode; afterwards every module is in the mode in which it was."""
+    modes = [(module, module.training) for module in net.modules()]
+    with measuring(net):
+        try:
+            net.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
 # --- the stack ------------------------------------------------------------------------------------
 
 Tape = list[tuple[Tensor | None, Any]]

@@ -22,7 +22,7 @@ from .base import HOW, Rule, check_rule
 from .losses import Loss
 from .metrics import Alignment
 from .networks import choose
-from .stack import measuring
+from .stack import evaluating
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -450,17 +450,11 @@ def accuracy(
         raise ValueError(f"accuracy needs whole numbers as labels; got {y.dtype}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive; got {batch_size}")
-    modes = [(module, module.training) for module in net.modules()]
     hits = labelled = 0
-    with measuring(net):
-        try:
-            net.eval()
-            for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-                hit, counted = _hits(net, net(inputs), labels, axis)
-                hits, labelled = hits + hit, labelled + counted
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    with evaluating(net):
+        for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            hit, counted = _hits(net, net(inputs), labels, axis)
+            hits, labelled = hits + hit, labelled + counted
     if not labelled:
         raise ValueError("accuracy of no labels is undefined: all are -100")
     return hits / labelled

@@ -793,6 +793,8 @@ def test_a_signal_of_another_size_is_refused() -> None:
     rule = fabook.DFA(net, blocks=["stem"], example=x, generator=gen())
     with pytest.raises(ValueError, match=r"block 'stem' gives \(6, 4, 4, 4\).*another shape"):
         rule.backward(x[..., :4, :4], y)
+    with pytest.raises(TypeError, match="example must be a batch of inputs, a tensor; got True"):
+        fabook.DFA(net, blocks=["stem"], example=True, generator=gen())
 
 
 def test_a_block_that_takes_two_signals_is_refused() -> None:
