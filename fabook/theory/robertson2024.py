@@ -35,12 +35,27 @@ from .robertson2023 import conserved
 
 def half_mean_square(f: Tensor, y: Tensor) -> Tensor:
     r"""Squared loss $\frac{1}{2n}\sum_i (f_i - y_i)^2$, half of ``mse``."""
+    _check_shapes(f, y)
     return (f - y).square().mean() / 2
 
 
 def logistic(f: Tensor, y: Tensor) -> Tensor:
     r"""Logistic loss $\frac1n\sum_i \log(1 + e^{-y_i f_i})$, labels plus or minus one."""
+    _check_shapes(f, y)
+    _check_signs(y)
     return F.softplus(-y * f).mean()
+
+
+def _check_shapes(f: Tensor, y: Tensor) -> None:
+    if f.shape != y.shape:
+        raise ValueError(
+            f"outputs {tuple(f.shape)} and targets {tuple(y.shape)} must be of one shape"
+        )
+
+
+def _check_signs(y: Tensor) -> None:
+    if not bool((y.abs() == 1).all()):
+        raise ValueError("labels must be plus or minus one")
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -302,6 +317,7 @@ def margin_direction(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
     """
     from scipy.optimize import nnls
 
+    _check_signs(y)
     z = (y[:, None] * x).double().cpu()
     system = torch.cat([z.mT, z.new_ones(1, len(z))])
     target = torch.cat([z.new_zeros(z.shape[1]), z.new_ones(1)])
@@ -390,7 +406,7 @@ def at_training_accuracy(train: ArrayLike, test: ArrayLike, level: float) -> flo
     reached, seen = np.maximum.accumulate(np.asarray(train, float)), np.asarray(test, float)
     if reached.shape != seen.shape or reached.ndim != 1:
         raise ValueError(f"curves must have one length; got {reached.shape} and {seen.shape}")
-    if level > reached[-1]:
+    if not level <= reached[-1]:
         return math.nan
     first = int((reached >= level).argmax())
     if first == 0:

@@ -190,3 +190,15 @@ def test_accuracy_at_equal_training_accuracy():
     assert math.isnan(look(train, test, 0.9))
     with pytest.raises(ValueError, match="one length"):
         look(train, test[:-1], 0.5)
+
+
+def test_what_would_be_another_loss_in_silence_is_refused() -> None:
+    f, y = torch.ones(4, 1), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    for loss in dom.LOSSES.values():
+        with pytest.raises(ValueError, match=r"\(4, 1\) and targets \(4,\) must be of one shape"):
+            loss(f, y)
+    zero_one = (y > 0).float()
+    for act in (lambda: dom.logistic(f[:, 0], zero_one), lambda: dom.margin_direction(f, zero_one)):
+        with pytest.raises(ValueError, match="plus or minus one"):
+            act()
+    assert math.isnan(dom.at_training_accuracy([0.1, math.nan, 0.9], [0.1, 0.2, 0.3], 0.5))

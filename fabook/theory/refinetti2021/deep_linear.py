@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ...losses import Loss, output_error
 from ...metrics import cosine
@@ -442,11 +442,17 @@ def worst_errors(rule: DFA) -> Tensor:
     for whitened inputs: `worst_alignment` is the cosine at this error.
 
     Args:
-        rule: DFA on a linear network.
+        rule: DFA on a linear network without biases.
 
     Returns:
         (L - 1, n_L), bottom to top; unit vectors.
+
+    Raises:
+        ValueError: another rule or network.
     """
+    plain = all(isinstance(m, nn.Linear) and m.bias is None for _, m in rule.stack.modules)
+    if not (plain and rule.direct and rule.linear):
+        raise ValueError("this needs DFA on nn.Linear layers without biases and nothing else")
     found = []
     down = None  # W_{l+1}^T ... W_L^T
     weights = [p.detach() for p in rule.net.parameters()]

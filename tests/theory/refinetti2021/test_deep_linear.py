@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+import fabook
 from fabook.metrics import gradient_alignment_per_sample, weight_alignment
 from fabook.rules import DFA
 from fabook.theory.refinetti2021 import deep_linear as dl
@@ -197,3 +198,15 @@ def test_errors_name_what_is_wrong() -> None:
 def test_divergence_names_the_step() -> None:
     with pytest.raises(FloatingPointError, match="at step"):
         dl.train_with_recursion(new_rule(), noisy_batches(200, 1), lr=50.0, probe_at=range(1, 201))
+
+
+def test_worst_errors_are_those_of_dfa_on_a_linear_network() -> None:
+    def g() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    relu = fabook.mlp([6, 5, 5, 2], activation="relu", bias=False, generator=g())
+    linear = fabook.linear_net([6, 5, 5, 2], init="normal", generator=g())
+    for rule in (fabook.DFA(relu, generator=g()), fabook.DRTP(linear, generator=g())):
+        with pytest.raises(ValueError, match="needs DFA on"):
+            dl.worst_errors(rule)
+    assert dl.worst_errors(fabook.DFA(linear, generator=g())).shape == (2, 2)
