@@ -132,7 +132,7 @@ def layer_shares(
     loss: Loss = "cross_entropy",
     reduction: str = "mean",
 ) -> dict[str, float]:
-    r"""The dominance share of each hidden layer, for any depth and number of outputs.
+    r"""The dominance share of each hidden layer that learns, for any depth and number of outputs.
 
     $$ D_l = \frac{\sum_j g_j \cdot u_j}{\sum_j |g_j \cdot u_j|} $$
 
@@ -157,7 +157,7 @@ def layer_shares(
         each.gradients(x, target, loss=loss, reduction=reduction) for each in (rule, BP(rule.net))
     )
     found: dict[str, float] = {}
-    for name in rule.layers[:-1]:
+    for name in (name for name in rule.layers[:-1] if f"{name}.weight" in ours):
         update, gradient = (g[f"{name}.weight"].double().flatten(1) for g in (ours, true))
         descent = (update * gradient).sum(1)
         found[name] = float(descent.sum() / descent.abs().sum())

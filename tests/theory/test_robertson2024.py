@@ -178,6 +178,8 @@ def test_shares_of_layers_are_the_dominance_share_for_one_output():
     assert list(dom.layer_shares(BP(net), x, labels).values()) == pytest.approx([1.0, 1.0])
     opposed = FA(net, feedback={"0": -net[2].weight.detach(), "2": -net[4].weight.detach()})
     assert dom.layer_shares(opposed, x, labels)["2"] == pytest.approx(-1.0)
+    net[0].weight.requires_grad_(False)
+    assert list(dom.layer_shares(BP(net), x, labels)) == ["2"]  # what does not learn has no share
 
 
 def test_accuracy_at_equal_training_accuracy():
