@@ -661,7 +661,8 @@ class Rule(nn.Module):
             written.add(parameter)
             if held is not None:
                 written.add(held)
-                held.grad = _copied(parameter.grad, held.grad)
+                old = held.grad
+                held.grad = parameter.grad.clone() if old is None else old.copy_(parameter.grad)
             del s
         for parameter in (*self.stack.parameters, *self._held_parameters()):
             if parameter not in written:
@@ -778,13 +779,6 @@ def check_rule(rule: Any) -> None:
     if not isinstance(rule, Rule):
         got = rule.__name__ if isinstance(rule, type) else type(rule).__name__
         raise TypeError(f"rule must be a rule on its network, such as fabook.BP(net); got {got}")
-
-
-def _copied(x: Tensor, old: Tensor | None) -> Tensor:
-    """A copy, written over an old one where it fits."""
-    if old is None or old.shape != x.shape or old.dtype != x.dtype or old.device != x.device:
-        return x.clone()
-    return old.copy_(x)
 
 
 def _key(layer: str) -> str:

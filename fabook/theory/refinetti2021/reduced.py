@@ -358,7 +358,7 @@ def train_online(
 
     `start` is left as it is; go on from `run.state`, which has the right law but not the same bits
     as one longer call. The same arguments on the same machine give the same bits, whatever is
-    probed. A step of a run takes about a seventh of a microsecond on one thread if there are
+    probed. A step of a run takes a fraction of a microsecond on one thread if there are
     thousands of runs, and all of a step some 60 microseconds if there are few. Source: derived,
     see the module.
 
