@@ -22,7 +22,7 @@ stage = @echo "==> $(1)"; start=$$(date +%s); \
 pytest = $(BIN)/pytest -q --junitxml=$(CHECKS)/$(1).xml
 
 .NOTPARALLEL:
-.PHONY: homework test-homework bench-grading slides help install book test fresh lint types unit fast quick claims nbval site browser check faults paper readme bench serve clean
+.PHONY: homework test-homework bench-grading stability slides help install book test fresh lint types unit fast quick claims nbval site browser check faults paper readme bench serve clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -135,6 +135,10 @@ slides: $(STAMP) ## Make the slides of the first hour: _build/slides
 
 readme: $(STAMP) ## Rewrite the README's scorecard from the committed results
 	@$(BIN)/python .ci/readme.py
+
+# 290 runs, about two hours on one core; it goes on where it was stopped.
+stability: $(STAMP) ## Run the quick preset with ten other seeds, and write the book's page of verdicts
+	@$(BIN)/python .ci/stability.py --jobs $(JOBS)
 
 # BioTorch pins an old torch: it is installed without that, in a folder of its own.
 bench: $(STAMP) ## Measure speed and memory, beside BioTorch; BENCH=--page writes the book's page

@@ -1,0 +1,103 @@
+"""Would other seeds have said the same? The quick preset with ten seeds, and the verdicts counted.
+
+Every notebook runs with each seed (what is up to date is not run again), and each claim's verdict
+is held against the one of the page's own seed. The table goes into `book/stability.json`, the page
+that shows it is made from that file: `book/stability.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bookkit import claims, execute, notebooks, report, sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, TABLE = ROOT / "book" / "stability.md", ROOT / "book" / "stability.json"
+START = "<!-- table -->\n"
+
+
+def verdicts(job: notebooks.Job) -> dict[str, dict[str, Any]]:
+    """The judged claims of one run, by their ids."""
+    found = json.loads(job.output("results", ".json").read_text(encoding="utf-8"))
+    return {c["id"]: c for c in found["claims"] if c["verdict"] != claims.NOT_RUN}
+
+
+def measured(name: str, seeds: str, jobs: int | None) -> list[dict[str, Any]]:
+    """A row for each claim of a notebook: its own verdict, and those of the other seeds."""
+    grid = sweep.plan(ROOT, name, {"seed": [seeds]})
+    (own,) = notebooks.plan(ROOT, [name])
+    with report.Progress(len(grid.jobs) + 1, brief=True) as progress:
+        for plan in ([own], grid.jobs):
+            outcomes = execute.run(plan, n_jobs=jobs, report=progress)
+            report.problems([o for o in outcomes if o.status == "failed"])
+            if any(o.status == "failed" for o in outcomes):
+                raise SystemExit(f"{name}: not every run ended")
+    runs = {point["seed"]: verdicts(job) for job, point in zip(grid.jobs, grid.points)}
+    rows = []
+    for key, claim in verdicts(own).items():
+        said = {seed: run[key] for seed, run in runs.items()}
+        others = {seed: c for seed, c in said.items() if c["verdict"] != claim["verdict"]}
+        rows.append({
+            "claim": key, "verdict": claim["verdict"], "seeds": list(runs),
+            "verdicts": Counter(c["verdict"] for c in said.values()),
+            "others": [{"seed": seed, "verdict": c["verdict"], "why": why(c, claim)}
+                       for seed, c in others.items()],
+        })  # fmt: skip
+    return rows
+
+
+def why(claim: dict[str, Any], own: dict[str, Any]) -> str:
+    """The checks that came out differently, with their values and seeds."""
+    before = {check["quantity"]: check["holds"] for check in own["checks"]}
+    changed = [c for c in claim["checks"] if c["holds"] != before.get(c["quantity"])]
+    line = claims.verdict_line({**claim, "checks": changed})
+    return line[16 + len(claim["id"]) :].strip()
+
+
+def page(found: dict[str, Any]) -> str:
+    """Markdown: how often the verdicts agree, and each that did not."""
+    rows = found["rows"]
+    said = [(row["verdict"], v, n) for row in rows for v, n in row["verdicts"].items()]
+    total = sum(n for *_, n in said)
+    same = sum(n for own, v, n in said if own == v)
+    opposite = sum(n for own, v, n in said if own != v and claims.UNDECIDED not in (own, v))
+    lines = [
+        f"**{same} of {total} verdicts ({same / total:.1%}) are those of the page's own seed.** "
+        f"{total - same - opposite} are undecided where the other is not, and {opposite} are the "
+        f"opposite. ({len(rows)} claims that the quick preset judges, {len(rows[0]['seeds'])} "
+        f"seeds each, {found['date']}.)",
+        "## Verdicts that differ",
+        "| claim | own seed | other seed | what came out |\n| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        for other in row["others"]:
+            text = other["why"].replace("|", "\\|").replace("<", "&lt;")
+            lines[-1] += (f"\n| `{row['claim']}` | {row['verdict']} | {other['seed']}: "
+                          f"{other['verdict']} | {text} |")  # fmt: skip
+    return "\n\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", default="1..10", help="a range")
+    parser.add_argument("--jobs", type=int, help="kernels at a time")
+    parser.add_argument("names", nargs="*", help="notebooks; all by default, and then the page")
+    args = parser.parse_args()
+    names = [book.name for book in notebooks.select(ROOT, args.names)]
+    rows = [row for name in names for row in measured(name, args.seeds, args.jobs)]
+    found = {"date": datetime.date.today().isoformat(), "rows": rows}
+    print(page(found))
+    if not args.names:
+        TABLE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        above = PAGE.read_text(encoding="utf-8").partition(START)[0]
+        PAGE.write_text(above + START + page(found), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
