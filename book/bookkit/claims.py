@@ -147,7 +147,12 @@ class Check:
     comparison: str
     bounds: dict[str, Bound]  # preset -> bound; a preset without one is not checked
     statistic: str | None = None
-    whose: str = "ours"  # the bound: the paper's statement, or ours
+    whose: str = "ours"  # the bound: the paper's, from its statement or its numbers, or ours
+
+    @property
+    def owner(self) -> str:
+        """Whose bound it is, in words."""
+        return "the paper's statement" if self.whose == "paper" else "a bound of ours"
 
     def decide(self, value: Any, preset: str) -> dict[str, Any]:
         """The check's entry in a results file; `holds` is None where it is undecided.
@@ -357,7 +362,7 @@ def _claim(entry: Mapping[str, Any], where: str) -> Claim:
         expected=expected,
         tried=_text(entry, "tried", where) if "tried" in entry else None,
         checks=tuple(
-            _check(check, f"{where}, check {number}", texts["source"])
+            _check(check, f"{where}, check {number}")
             for number, check in enumerate(entry["check"], start=1)
         ),
         changed_after_run=_text(entry, "changed_after_run", where)
@@ -374,7 +379,7 @@ def _expected(value: Any, where: str) -> dict[str, str]:
     return {p: _choice(table.get(p, REPRODUCED), "expected", where, allowed) for p in PRESETS}
 
 
-def _check(entry: Mapping[str, Any], where: str, source: str) -> Check:
+def _check(entry: Mapping[str, Any], where: str) -> Check:
     _keys(entry, where, _CHECK_KEYS, _CHECK_REQUIRED)
     quantity = _text(entry, "quantity", where)
     if not quantity.isidentifier() or quantity in ("sd", "seeds"):
@@ -397,8 +402,7 @@ def _check(entry: Mapping[str, Any], where: str, source: str) -> Check:
     statistic = entry.get("statistic")
     if statistic is not None:
         _choice(statistic, "statistic", where, STATISTICS)
-    whose = entry.get("whose", "paper" if source == "paper" else "ours")
-    _choice(whose, "whose", where, OWNERS)
+    whose = _choice(entry.get("whose", "ours"), "whose", where, OWNERS)
     return Check(quantity, _text(entry, "label", where), comparison, bounds, statistic, whose)
 
 

@@ -92,6 +92,36 @@ def _seeds(values: Any, statistic: str) -> np.ndarray:
     return array[:, 0] - array[:, 1] if paired else array
 
 
+def least_favourable(values: Any, *, largest: bool = False) -> np.ndarray:
+    """The seeds of the condition that speaks most against a claim about all conditions.
+
+    Taking each seed's extreme over conditions would judge luck: the more conditions, the further
+    out it lies. Here the condition whose mean over seeds is smallest is judged by its own seeds.
+
+    Args:
+        values: (conditions, seeds); NaN where a run was not made.
+        largest: take the condition with the largest mean.
+
+    Returns:
+        (seeds,) values of that condition, without NaN.
+
+    Raises:
+        ValueError: if it is no table of conditions and seeds, or a condition has no run.
+
+    Example:
+        >>> least_favourable([[1.0, 3.0], [0.0, 2.5]])
+        array([0. , 2.5])
+    """
+    table = np.asarray(values, dtype=float)
+    if table.ndim != 2 or np.isnan(table).all(1).any():
+        raise ValueError(
+            f"takes (conditions, seeds) with a run of each condition; got shape {table.shape}"
+        )
+    means = np.nanmean(table, axis=1)
+    row = table[means.argmax() if largest else means.argmin()]
+    return row[~np.isnan(row)]
+
+
 def decides(found: Interval, comparison: str, bound: Any) -> bool | None:
     """Whether the interval lies inside the bound (True), outside it (False), or straddles (None).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from bookkit import claims
@@ -45,12 +45,13 @@ def first_seen(root: Path) -> dict[tuple[str, str, str], datetime]:
 
 def problems(root: Path) -> list[str]:
     """A line for each committed verdict whose checks are not those of the registry, or are younger
-    than the run that they judge. A claim that says why (`changed_after_run`) may be younger.
+    than the begin of the run that they judge. A claim that says why (`changed_after_run`) may be younger.
     """
     registry, seen, lines = claims.load(root), first_seen(root), []
     for path in claims.result_files(root / "book" / "results"):
         results = json.loads(path.read_text(encoding="utf-8"))
-        preset, ran = results["preset"], datetime.fromisoformat(results["date"])
+        preset, ended = results["preset"], datetime.fromisoformat(results["date"])
+        ran = ended - timedelta(minutes=results["minutes"])
         for entry in results["claims"]:
             claim = registry.get(entry["id"])
             if claim is None:

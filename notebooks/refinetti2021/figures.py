@@ -9,7 +9,7 @@ import numpy as np
 from fabook import plots
 from fabook.theory.refinetti2021 import online
 
-ALIGN, MEMORISE = "#E9B44C", "#4C9BE9"  # the two phases
+ALIGN, MEMORISE = "#E9B44C", plots.SHADES[2]  # the two phases
 UNITS = ("#3B2F6B", "#2A8A8C", "#8FBF3F")  # hidden units: a palette that no rule has
 
 
@@ -66,14 +66,16 @@ def online_dynamics(data: Any) -> Any:
     return fig
 
 
-def draw_runs(ax: Any, curves: Any, rule: str, name: str, *, every: int = 6) -> None:
+def draw_runs(
+    ax: Any, curves: Any, rule: str, name: str, *, every: int = 6, named: str | None = None
+) -> None:
     """Three seeds of one rule: a shade and a marker for each, theory as line."""
     t, colour = curves["t"].values, plots.rule_style(rule)["color"]
     for s, (marker, alpha) in enumerate(zip("o^s", (1.0, 0.7, 0.45))):
         theory, found = (curves[f"{name}_{k}"].sel(rule=rule)[s].values for k in ("ode", "sgd"))
         dots = slice(every * s // 3, None, every)
         look = {"color": colour, "alpha": alpha}
-        names = ("theory", "simulation") if s == 0 else (None, None)
+        names = (None, None) if s else (named, None) if named else ("theory", "simulation")
         plots.theory_line(ax, t, theory, linewidth=1.6, label=names[0], **look)
         plots.points(ax, t[dots], found[dots], marker=marker, label=names[1], **look)
 
@@ -113,10 +115,10 @@ def rank_one(data: Any) -> Any:
 
 
 def fluctuations(data: Any) -> Any:
-    """Deviations from theory against the number of inputs, and the law of the square root."""
+    """The law of the square root for deviations from theory, and runs with a noisy teacher."""
     table = data["fluctuations"]
     n = table["n_inputs"].values
-    fig, ax = plots.figure(1, 1, height=3.0, width=4.6)
+    fig, (ax, noisy) = plots.figure(1, 2, height=3.0)
     for marker, colour, t in zip("os", UNITS, table["moment"].values):
         one = table.sel(moment=t)
         rms, bar = one["rms"].values, one["error"].values
@@ -128,6 +130,12 @@ def fluctuations(data: Any) -> Any:
     ax.minorticks_off()
     ax.set_yticks([0.005, 0.01, 0.02, 0.03], ["0.005", "0.01", "0.02", "0.03"])
     plots.legend(ax, loc="upper right", fontsize=9.5)
+    for rule in data["noisy"]["rule"].values:
+        draw_runs(noisy, data["noisy"], rule, "error", named=rule)
+    noisy.set(xscale="log", yscale="log", xlabel="time $t$ = steps / $N$")
+    noisy.set(ylabel="generalisation error")
+    plots.legend(noisy, loc="lower left", fontsize=9.5)
+    letter(np.array([ax, noisy]))
     return fig
 
 
@@ -152,7 +160,7 @@ def draw_noise(ax: Any, x: Any, curves: Any, *, rescaled: bool = False) -> None:
 
 
 def label_noise(data: Any) -> Any:
-    """The delay of alignment, the law behind it, and what learning by heart does."""
+    """The delay of alignment, the law behind it, and what memorising does."""
     curves, delays, heart = data["curves"], data["delays"], data["by_heart"]
     update, level = curves["update"].values[1:], float(delays["level"])
     rise = (curves["weight"] - curves["weight"].isel(update=0)).sel(activation="tanh")
@@ -189,9 +197,7 @@ def label_noise(data: Any) -> Any:
     delay.minorticks_off()
     plots.legend(delay, loc="upper left", fontsize=9.5)
     draw_noise(late, heart["update"].values[1:], heart["weight"].sel(activation="tanh"))
-    late.set(
-        xscale="log", xlabel="updates", title="tanh: learned by heart", ylabel="weight alignment"
-    )
+    late.set(xscale="log", xlabel="updates", title="tanh: memorising", ylabel="weight alignment")
     plots.legend(late, loc="lower right", fontsize=9.5)
     plots.letters(axes)
     return fig
@@ -210,7 +216,7 @@ def label_noise_more(data: Any) -> Any:
     rise = curves["weight"] - curves["weight"].isel(update=0)
     draw_noise(axes[1, 0], update, rise.sel(activation="relu"))
     draw_noise(axes[1, 1], heart["update"].values[1:], heart["weight"].sel(activation="relu"))
-    titles = ("ReLU: rise of weight alignment", "ReLU: learned by heart")
+    titles = ("ReLU: rise of weight alignment", "ReLU: memorising, weights")
     for ax, title in zip(axes[1], titles):
         ax.set(xscale="log", xlabel="updates", title=title)
     plots.letters(axes)
@@ -296,13 +302,13 @@ def structured_maps(data: Any) -> Any:
     return fig
 
 
-LAYERS = ("#3B2F6B", "#2A8A8C", "#8FBF3F", "#C9A227")  # from the bottom up
+LAYERS = tuple(plots.SHADES[i] for i in (0, 1, 3, 4))  # from the bottom up
 KINDS = {  # of training a convolutional network, and its control: colour and marker
     "conv, DFA": ("#C0392B", "v", "-"),
     "conv, equal": ("#E3A58F", "^", "--"),
     "full, DFA": ("#C0392B", "D", ":"),
     "conv, BP": ("#000000", "o", "-"),
-    "conv, frozen": ("#81818D", "s", "-"),
+    "conv, frozen": ("#000000", "s", "-"),
     "full, BP": ("#000000", "o", ":"),
 }
 WORDS = {"conv, equal": "conv, DFA\nequal", "conv, frozen": "conv, BP\nfrozen"}
@@ -353,7 +359,7 @@ def convolution(data: Any) -> Any:
 
 
 TITLES = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
-CONDITIONS = (("#2A6F97", "-"), ("#6BAED6", "--"), ("#2A8A8C", "-."), ("#8FBF3F", (0, (6, 1.5))))
+CONDITIONS = tuple(zip(LAYERS, ("-", "--", "-.", (0, (6, 1.5)))))
 
 
 def conditions(data: Any) -> Any:
@@ -397,6 +403,9 @@ def deep_networks(data: Any) -> Any:
         plots.band(
             by_layer, table["update"].values, values, color=colour, linestyle=line, label=layer
         )
+    frozen = table["frozen"].sel(layer="W2").values
+    grey = {"color": "0.45", "linestyle": "-", "label": "W2, W1 frozen"}
+    plots.band(by_layer, table["update"].values, frozen, **grey)
     for level in data["levels"]["level"].values:
         by_layer.axhline(level, color="0.5", lw=0.9, ls=":")
     by_layer.set(xscale="log", xlabel="updates", title=f"five layers, {TITLES[first]}")
@@ -431,7 +440,7 @@ def deep_networks_more(data: Any) -> Any:
     return fig
 
 
-AGREE, OTHER = "#2A8A8C", "#C98A1B"  # ends in the solution most aligned with its feedback, or not
+AGREE, OTHER = "#2A8A8C", "#E9B44C"  # ends in the solution most aligned with its feedback, or not
 RING = 1.95  # where the feedback's directions are drawn
 
 
@@ -508,7 +517,7 @@ def draw_shares(ax: Any, data: Any) -> None:
 
 
 def draw_copies(ax: Any, data: Any) -> None:
-    """Gradient alignment of trained networks and of their copies, one point a seed."""
+    """Gradient alignment of trained networks and of their copies, one point per seed."""
     table = data["copies"]
     places = (
         ("bp", "BP", "BP"),
@@ -570,7 +579,7 @@ def degeneracy_more(data: Any) -> Any:
     return fig
 
 
-MODES = ("#1B1B3A", "#3B4C8A", "#2A8A8C", "#6FB06A", "#C9A227")  # strongest to weakest
+MODES = plots.SHADES  # strongest to weakest
 
 
 def draw_layers(ax: Any, data: Any, quantity: str, names: Any) -> None:
@@ -624,7 +633,7 @@ def draw_weak(ax: Any, data: Any) -> None:
         for kind, line in (("orthonormal", "-"), ("Gaussian", ":")):
             table = data[f"weak: {way}, {kind}"]
             values = np.maximum(table["deviation"].max("seed"), 1e-18)
-            label = way if line == "-" else None
+            label = way.replace("a step", "per step") if line == "-" else None
             ax.plot(table["step"], values, color=colour, ls=line, lw=1.6, label=label)
     ax.axhline(1e-10, color="0.4", lw=1.2, ls="--")
     ax.set(xscale="log", yscale="log", ylim=(1e-19, 3e-4), xlabel="updates")
@@ -705,7 +714,10 @@ def draw_students(ax: Any, data: Any) -> None:
         if not enough:
             look = {"color": "0.25", "ls": "--"}
         ax.plot(curves["t"], np.maximum(error, 1e-9), lw=0.9, alpha=0.75, **look)
-    for word, look in (("0 or 1 positive", ("0.25", "--")), ("2 or more", ("#C0392B", "-"))):
+    for word, look in (
+        ("0 or 1 positive", ("0.25", "--")),
+        ("2 or more", (plots.RULE_COLOURS["DFA"], "-")),
+    ):
         ax.plot([], [], color=look[0], ls=look[1], label=word)
     ax.axhline(float(curves["threshold"]), color="0.4", lw=1.2, ls=":")
     ax.set(xscale="log", yscale="log", ylim=(3e-6, 3), xlabel="time $t$ = steps / $N$")

@@ -272,9 +272,10 @@ def test_what_decides_a_claim_is_what_is_registered() -> None:
 
 
 def test_whose_bound_it_is() -> None:
-    assert one(CLAIM).checks[0].whose == "paper"
-    assert one(changed(source="derived")).checks[0].whose == "ours"
-    assert one(with_check(whose="ours")).checks[0].whose == "ours"
+    assert one(CLAIM).checks[0].whose == "ours"
+    assert one(with_check(whose="paper")).checks[0].owner == "the paper's statement"
+    with pytest.raises(claims.ClaimsError, match="whose"):
+        one(with_check(whose="theirs"))
 
 
 def test_scorecard(root: Path) -> None:

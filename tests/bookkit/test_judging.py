@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bookkit.judging import STATISTICS, Interval, decides, interval
+from bookkit.judging import STATISTICS, Interval, decides, interval, least_favourable
 
 
 @pytest.mark.parametrize("statistic", ["mean", "median", "paired difference"])
@@ -28,6 +28,15 @@ def test_pairs_remove_what_the_seeds_share():
     pairs = np.stack([base + 1 + 0.1 * rng.normal(size=12), base], axis=1)
     assert decides(interval(pairs, "paired difference"), ">", 0.5) is True
     assert decides(interval(pairs[:, 0], "mean"), ">", 0.5) is None
+
+
+def test_the_condition_that_speaks_most_against_a_claim():
+    table = [[5.0, 0.0, 4.0], [2.0, 2.0, math.nan], [9.0, 1.0, 1.0]]
+    assert least_favourable(table).tolist() == [2.0, 2.0]
+    assert least_favourable(table, largest=True).tolist() == [9.0, 1.0, 1.0]
+    for wrong in ([1.0, 2.0], [[1.0], [math.nan]]):
+        with pytest.raises(ValueError, match="shape"):
+            least_favourable(wrong)
 
 
 def test_fraction_is_a_binomial_proportion():

@@ -54,12 +54,13 @@ def commit(book: Path, date: str, bound: float, more: str = "") -> None:
     )
 
 
-def judged(book: Path, date: str, **changes: Any) -> None:
+def judged(book: Path, date: str, minutes: float = 1, **changes: Any) -> None:
     claim = claims.load(book)["toy.alpha.small"]
     entry = claims.judge(claim, "paper", {"error": 0.0}) | changes
     path = claims.published_path(book, "toy/alpha")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"preset": "paper", "date": date, "claims": [entry]}))
+    run = {"preset": "paper", "date": date, "minutes": minutes, "claims": [entry]}
+    path.write_text(json.dumps(run))
 
 
 def test_checks_before_the_run(book: Path) -> None:
@@ -81,9 +82,18 @@ def test_checks_after_the_run(book: Path) -> None:
     commit(book, "2026-01-02T00:00:00+00:00", 0.5)
     judged(book, "2026-01-01T00:00:00+00:00")
     (line,) = registration.problems(book)
-    assert "toy.alpha.small ran 2026-01-01" in line
+    assert "toy.alpha.small ran 2025-12-31 23:59" in line
     commit(book, "2026-01-04T00:00:00+00:00", 0.5, 'changed_after_run = "a wrong unit"')
     assert registration.problems(book) == []
+
+
+def test_checks_during_the_run(book: Path) -> None:
+    commit(book, "2026-01-02T00:00:00+00:00", 0.5)
+    judged(book, "2026-01-02T00:30:00+00:00", minutes=29)
+    assert registration.problems(book) == []
+    judged(book, "2026-01-02T00:30:00+00:00", minutes=31)
+    (line,) = registration.problems(book)
+    assert "ran 2026-01-01 23:59" in line
 
 
 def test_a_bound_that_was_moved_and_judged_by_an_old_run(book: Path) -> None:
