@@ -89,11 +89,11 @@ def _accuracies(ax: Any, walks: Any) -> None:
 STARTS: dict[str, tuple[str, str, str]] = {  # kind: colour, marker, name
     "BP": (plots.RULE_COLOURS["BP"], "s", "BP"),
     "random": (plots.RULE_COLOURS["FA"], "o", "FA, random feedback"),
-    "aligned": ("#9A6A00", "^", "FA, feedback = first weights"),
-    "opposed": ("#7A3E9D", "D", "FA, feedback = −first weights"),
+    "aligned": ("#B5651D", "^", "FA, feedback = first weights"),
+    "opposed": ("#2A8A8C", "D", "FA, feedback = −first weights"),
 }
 TAGS: dict[str, tuple[str, tuple[int, int], str]] = {  # start: words, shift in points, side
-    "FA": ("ordinary", (9, -15), "center"),
+    "FA": ("ordinary", (0, 7), "center"),
     "FA, weights × 3": ("× 3", (-4, -15), "center"),
     "FA, weights × 10": ("× 10", (0, -15), "center"),
     "B = W, saturated": ("saturated", (-8, -3), "right"),
@@ -123,12 +123,11 @@ def _starts(ax: Any, table: Any) -> None:
             middle = (float(one.alignment.mean()), float(100 * one.test.mean()))
             look = {"textcoords": "offset points", "ha": side, "fontsize": 9, "color": colour}
             ax.annotate(words, middle, xytext=shift, **look)
-    ax.axhline(10, color="0.4", lw=1.2, ls=":", zorder=1)
     ax.set(
         xlabel="gradient alignment of hidden layers",
         ylabel="test accuracy (%)",
-        xlim=(-0.15, 1.08),
-        ylim=(0, 104),
+        xlim=(float(table.alignment.min()) - 0.1, 1.06),
+        ylim=(100 * float(table.test.min()) - 8, 106),
         title="alignment and performance",
     )
 
@@ -155,12 +154,12 @@ def _shares(ax: Any, descent: Any, kinds: Any) -> None:
         xscale="log",
         xlabel="step",
         ylabel="hidden share of the descent",
-        ylim=(-0.85, 1.1),
+        ylim=(min(-0.2, float(descent.share.min()) - 0.05), 1.0),
         title="who did the work",
     )
 
 
-STABLE, UNSTABLE = "#0062D0", "#E07B00"
+STABLE, UNSTABLE = "#2A7F8C", "#B5651D"  # teal and brown, the colours of no rule
 
 
 def threshold(data: Any) -> Any:
@@ -199,7 +198,8 @@ def _dial(ax: Any, dial: Any, ends: Any) -> None:
     at = dial.cosine.values
     plots.band(ax, at, dial.climbing.values, kind="95%", color="0.45", ls="--", label="climb")
     plots.band(ax, at, dial.share.values, kind="95%", color=UNSTABLE, ls="-", label="grow")
-    ax.plot(ends.cosine, ends.share, "*", ms=9, color=STABLE, zorder=6, label="FA at rest")
+    fa = plots.RULE_COLOURS["FA"]
+    ax.plot(ends.cosine, ends.share, "*", ms=9, color=fa, zorder=6, label="FA at rest")
     ax.plot(ends.cosine, ends.same_cosine, "x", ms=6, color="black", zorder=6, label="same $c$, BP")
     ax.set(
         xlabel="weight alignment $c$ of the feedback",
@@ -210,7 +210,7 @@ def _dial(ax: Any, dial: Any, ends: Any) -> None:
     )
     plots.legend(ax, loc="upper right", fontsize=9, ncols=2, columnspacing=0.8)
     inset = ax.inset_axes([0.13, 0.12, 0.27, 0.26])  # the points lie close together
-    inset.plot(ends.cosine, ends.share, "*", ms=8, color=STABLE, clip_on=False)
+    inset.plot(ends.cosine, ends.share, "*", ms=8, color=fa, clip_on=False)
     inset.plot(ends.cosine, ends.same_cosine, "x", ms=5, color="black", clip_on=False)
     middle, top = float(ends.cosine.mean()), max(float(ends.same_cosine.max()), 0.01)
     inset.set(
@@ -392,7 +392,7 @@ def _plane(ax: Any, ends: Any) -> None:
     ):
         h = np.linspace(low, high, 200)
         ax.plot(h, 1 / h, color=colour, lw=3.2, ls=style, zorder=5, path_effects=halo)
-    ax.plot(ends.w1, ends.w2, "o", ms=3.8, mfc="white", mec="#003A80", mew=0.8, zorder=6)
+    ax.plot(ends.w1, ends.w2, "o", ms=3.8, mfc="white", mec="#123F47", mew=0.8, zorder=6)
     ax.plot([-1], [-1], "o", ms=8, mfc="black", mec="white", mew=1.5, zorder=7)
     box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.88}
     for place, words, colour in (
@@ -419,7 +419,7 @@ def _flow(ax: Any, w: Any) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LinearSegmentedColormap
 
-    tint = LinearSegmentedColormap.from_list("", [MISALIGNED, "#F6C892", "#9EC5F5", ALIGNED])
+    tint = LinearSegmentedColormap.from_list("", [MISALIGNED, "#EBC9A6", "#A9D3D8", ALIGNED])
     for c in np.arange(-7.5, 3.01, 0.3):
         v = c + w**2 / 2
         p = np.stack([w, np.where(np.abs(v) <= SIDE, v, np.nan)], 1)
@@ -452,7 +452,7 @@ def _exponents(axes: Any, chain: Any) -> None:
     for sign in (-1, 1):
         f = sign * np.geomspace(0.22, 2.15, 300)
         plots.theory_line(axes[0], f, 1 / f - f**2, label=None)
-    looks = zip(range(chain.sizes["chain"]), "os^", ("#0072B2", "#B0417A", "#4A8C2A"))
+    looks = zip(range(chain.sizes["chain"]), "os^", plots.SHADES[::2])
     for i, marker, colour in looks:
         one = chain.isel(chain=i)
         y, b = float(one.y), float(one.b)
@@ -542,7 +542,9 @@ def limits(data: Any) -> Any:
     runs = data["wide"]
     fa = plots.RULE_COLOURS["FA"]
     falls = (runs.loss / runs.loss.isel(step=0)).values
-    plots.band(wide, runs.step, falls, kind="95%", color="black", linestyle="-", label="loss")
+    plots.band(
+        wide, runs.step, falls, kind="95%", color=plots.SHADES[2], linestyle="-", label="loss"
+    )
     plots.band(
         wide, runs.step, runs.cosine.values, kind="95%", color=fa, ls="--", label="hidden cosine"
     )

@@ -10,7 +10,7 @@ from fabook import plots
 
 STARTS = {
     "dominant": ("#274C77", "-", "dominant start"),
-    "random": ("0.55", (0, (4, 1.5)), "random start"),
+    "random": (plots.SHADES[2], (0, (4, 1.5)), "random start"),
     "signs": ("#00AA64", ":", "random, sign feedback"),
     "opposed": ("#B5651D", "-.", "opposed start"),
 }
@@ -157,7 +157,7 @@ def _practice(ax: Any, table: Any) -> None:
 
 
 def _decay(ax: Any, table: Any) -> None:
-    for layer, colour, line in ((0, "#274C77", "-"), (1, "#6D9DC5", "--")):
+    for layer, colour, line in ((0, plots.SHADES[0], "-"), (1, plots.SHADES[3], "--")):
         ratio = table.ratio.isel(layer=layer)
         gone = ratio.where((ratio > 0) & (ratio < 30))[:, 1:]
         plots.band(ax, table.t[1:], gone, color=colour, linestyle=line, label=f"layer {layer + 1}")

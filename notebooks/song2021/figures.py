@@ -18,10 +18,11 @@ GREY = "0.4"
 
 
 def shades(count: int) -> list[Any]:
-    """A sequential palette, light to dark: widths and penalties."""
-    import matplotlib as mpl
+    """The book's sequential palette, light to dark: widths and penalties."""
+    from matplotlib.colors import LinearSegmentedColormap
 
-    return [mpl.colormaps["viridis_r"](place) for place in np.linspace(0.12, 0.95, count)]
+    between = LinearSegmentedColormap.from_list("", plots.SHADES[::-1])
+    return [between(place) for place in np.linspace(0, 1, count)]
 
 
 def interval(runs: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -112,11 +113,14 @@ def _shrinkage(ax: Any, data: Any) -> None:
         )  # fmt: skip
     for level, text in ((1 / 4, "theorem, ReLU and tanh"), (1 / 2, "theorem, linear")):
         ax.axhline(level, color=GREY, ls=(0, (5, 2)), lw=1.6)
-        at = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-        ax.text(0.99, level * 1.05, text, color="0.25", fontsize=9, **at)
-    ax.set(yscale="log", xlabel=r"time $\eta\gamma t$", xlim=(-0.3, 10), ylim=(0.2, None))
+        at = {"transform": ax.get_yaxis_transform(), "ha": "left", "va": "top"}
+        ax.text(0.03, level - 0.02, text, color="0.25", fontsize=9, **at)
+    ax.axhline(0, color=GREY, lw=0.8, zorder=1)
+    # A share below zero is a rise of the error, and has to be seen.
+    ax.set_yscale("symlog", linthresh=1, linscale=1.6)
+    ax.set(xlabel=r"time $\eta\gamma t$", xlim=(-0.3, 10), ylim=(-0.3, 9))
     ax.set(ylabel=r"share of a step / $\eta\gamma$", title="one step at a time")
-    ax.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+    ax.set_yticks([-0.25, 0, 0.25, 0.5, 1, 2, 4], ["−0.25", "0", "0.25", "0.5", "1", "2", "4"])
     ax.minorticks_off()
     plots.legend(ax, loc="upper right", fontsize=9, labelspacing=0.2)
 
@@ -256,7 +260,7 @@ def _final(ax: Any, data: Any, colours: Any) -> None:
     ax.set(ylim=(-0.08, 1.02), ylabel=r"$\cos(b, \beta)$", title="final alignment")
     width_axis(ax, widths, every=1 if len(widths) < 4 else 2)
     ax.set_xlim(widths[0] / 1.9, widths[-1] * 1.45)
-    plots.legend(ax, loc="center right", bbox_to_anchor=(1, 0.45), fontsize=9)
+    plots.legend(ax, loc="center left", bbox_to_anchor=(0.22, 0.42), fontsize=9)
 
 
 def _climb(ax: Any, data: Any, colours: Any) -> None:
@@ -319,7 +323,8 @@ def laws(data: Any) -> Any:
         ax.minorticks_off()
     axes[1].set(ylabel=r"$\cos(b, \beta)$", title="constant penalty", ylim=(0, 1.02))
     axes[2].set(ylabel="mean squared error", yscale="log", title="its loss")
-    plots.legend(axes[1], loc="lower right", fontsize=9)
+    look = {"labelspacing": 0.2, "handlelength": 1.3, "borderpad": 0}
+    plots.legend(axes[1], loc="lower right", fontsize=9, **look)
     plots.letters(axes)
     return fig
 
@@ -458,7 +463,7 @@ def _fa_settings(data: Any) -> list[tuple[str, Any, Any, str]]:
     """The settings of FA with their colour, line and label; a shade for each penalty."""
     arms = [str(arm) for arm in data["curves"].arm.values if str(arm).startswith("FA ")]
     found, lines = [], iter(("-", "--", "-."))
-    colours = iter(("#8CBF4B", "#2C7C93", "#2D1E4F") if len(arms) == 4 else ("#8CBF4B", "#2D1E4F"))
+    colours = iter(plots.SHADES[::-2] if len(arms) == 4 else plots.SHADES[::-4])
     for arm in arms:
         start = arm.split()[1]
         if start == "zero":

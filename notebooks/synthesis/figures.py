@@ -153,13 +153,10 @@ def identity(data: Any) -> Any:
     return fig
 
 
-SHADES = ("#B5651D", "#33658A", "#4F772D", "#6D6875")
-
-
 def _regularised(ax: Any, song: Any) -> None:
     low = float(min(song.measured.min(), song.predicted.min())) - 0.03
     plots.theory_line(ax, [low, 1], [low, 1], linewidth=1.2, label=None)
-    for colour, penalty in zip(SHADES, song.penalty.values):
+    for colour, penalty in zip(plots.SHADES[::-2], song.penalty.values):
         for marker, width in zip("os^D", song.width.values):
             one = song.sel(penalty=penalty, width=width)
             name = rf"$\lambda$ = {penalty:g}" if marker == "o" else None
@@ -200,7 +197,7 @@ def _rest(ax: Any, rest: Any) -> None:
                 marker,
                 ms=4.5,
                 mfc="none",
-                color=SHADES[1],
+                color=COOL,
                 label=f"squared norm / alignment, width {width}" if k == 0 else None,
             )
             ax.plot(
@@ -208,7 +205,7 @@ def _rest(ax: Any, rest: Any) -> None:
                 one.cosine.values[k],
                 marker,
                 ms=4.5,
-                color=SHADES[0],
+                color=WARM,
                 label=rf"$\cos(b,\beta)$, width {width}" if k == 0 else None,
             )
     ax.set(
@@ -224,7 +221,7 @@ def _rest(ax: Any, rest: Any) -> None:
 
 def _phase(ax: Any, phase: Any) -> None:
     step = np.maximum(phase.step.values, 0.7)
-    for colour, layer, name in zip(SHADES, phase.layer.values, ("layer 2", "read-out")):
+    for colour, layer, name in zip(plots.SHADES[::3], phase.layer.values, ("layer 2", "read-out")):
         one = phase.sel(layer=layer)
         plots.theory_line(
             ax, step, one.read.mean("seed"), color=colour, linewidth=1.5, label=f"{name}, norms"
@@ -244,8 +241,8 @@ def _phase(ax: Any, phase: Any) -> None:
 
 def _direct(ax: Any, neurons: Any) -> None:
     for colour, marker, layer, name in (
-        (SHADES[0], "^", "first", "hidden layer 1"),
-        (SHADES[1], "o", "last", "hidden layer 2"),
+        (plots.SHADES[3], "^", "first", "hidden layer 1"),
+        (plots.SHADES[0], "o", "last", "hidden layer 2"),
     ):
         ax.plot(
             neurons[f"{layer}_gain"],
