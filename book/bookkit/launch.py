@@ -8,6 +8,7 @@ page links its repository, the page that changes it and the one that opens an is
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -16,6 +17,7 @@ from bookkit import address, export, notebooks, sphinx
 
 PLAIN = "plain"  # folder of the plain notebooks, in that of the runs
 LOGOS = "_static/images/logo_"
+LOGO = {"Colab": "colab.png", "Binder": "binder.svg"}
 
 
 def _write(app: Sphinx, config: Any) -> None:
@@ -23,13 +25,12 @@ def _write(app: Sphinx, config: Any) -> None:
     import nbformat
 
     book: sphinx.Book = vars(app)["bookkit"]
-    vars(app)["bookkit_home"] = home = address.find(book.root)
     sources = {path.with_suffix(""): path for path in notebooks.sources(book.root)}
     files = {}
     for name in book.names:
         path = sources[book.root / "notebooks" / name]
         source = notebooks.Notebook(name, path, book.title(name), {})
-        page = export.Page(book.root, book.out, source, home=home)
+        page = export.Page(book.root, book.out, source, home=book.home)
         files[f"{name}.ipynb"] = f"{nbformat.writes(page.notebook())}\n".encode()
     sphinx.place(book.out / PLAIN, files)
 
@@ -57,15 +58,11 @@ def _group(tooltip: str, icon: str, label: str, buttons: list[Any]) -> list[dict
     return [group | {"buttons": buttons}] if buttons else []
 
 
-def _launching(home: address.Address, name: str) -> list[dict[str, str]]:
-    """Where a reader's browser can run a notebook."""
-    places = {"Colab": (home.colab(name), "png"), "Binder": (home.binder(name), "svg")}
+def _launching(places: Mapping[str, str]) -> list[dict[str, str]]:
+    """Buttons that run a notebook in a reader's browser."""
     return [
-        _button(
-            place, url, f"{LOGOS}{place.lower()}.{suffix}", f"Launch on {place}", f"launch-{place}"
-        )
-        for place, (url, suffix) in places.items()
-        if url
+        _button(place, url, f"{LOGOS}{LOGO[place]}", f"Launch on {place}", f"launch-{place}")
+        for place, url in places.items()
     ]
 
 
@@ -95,7 +92,7 @@ def _buttons(
     if doctree is None or "header_buttons" not in context:
         return
     book: sphinx.Book = vars(app)["bookkit"]
-    home: address.Address | None = vars(app)["bookkit_home"]
+    home = book.home
     name = pagename.removeprefix("notebooks/")
     buttons: list[dict[str, Any]] = context["header_buttons"]
     source = f"book/{pagename}.md"
@@ -108,7 +105,7 @@ def _buttons(
                 button["tooltip"] = "Download the notebook"
     if home is None:
         return
-    launch = _launching(home, name) if name in book.names else []
+    launch = _launching(book.launch(name)) if name in book.names else []
     links = _linking(home, source, pagename) if (book.root / source).is_file() else []
     context["header_buttons"][:0] = [
         *_group("Run this page", "fas fa-rocket", "launch-buttons", launch),

@@ -25,6 +25,7 @@ DRAWN = {
     "quick": "Drawn from a run of the quick preset.",
     "": "Drawn below, when the notebook runs.",
 }
+RELATIONS = {"<": "<", "<=": "≤", ">": ">", ">=": "≥", "within": "in"}
 EXTENSIONS = {"amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"}
 NUMBERED = {"eq": "({})", "fig": "Figure {}", "ex": "Exercise {}"}
 _DIRECTIVE = re.compile(r"\{([\w-]+)\}\s*(.*)")
@@ -163,34 +164,51 @@ class Words:
         encoded = base64.b64encode(light).decode()
         return f"\f![{alt}](data:image/png;base64,{encoded})\n\n{words}\f"
 
-    def _verdicts(self) -> list[tuple[claims.Claim, str]]:
-        """The notebook's claims, and their verdicts in the run or the committed results."""
-        verdicts = self.verdicts
-        if verdicts is None:
-            path = claims.published_path(self.root, self.name)
-            known = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else []
-            verdicts = {entry["id"]: entry["verdict"] for entry in known}
+    def _judged(self) -> list[tuple[claims.Claim, Mapping[str, Any]]]:
+        """The notebook's claims, and their entries in the committed results; of a run, verdicts."""
+        entries: dict[str, Any] = {id: {"verdict": v} for id, v in (self.verdicts or {}).items()}
+        path = claims.published_path(self.root, self.name)
+        if self.verdicts is None and path.is_file():
+            known = json.loads(path.read_text(encoding="utf-8"))["claims"]
+            entries = {entry["id"]: entry for entry in known}
         own = [c for c in claims.load(self.root).values() if c.notebook == self.name]
-        return [(claim, verdicts.get(claim.id, claims.NOT_RUN)) for claim in own]
+        return [(claim, entries.get(claim.id, {"verdict": claims.NOT_RUN})) for claim in own]
 
     def _claims(self) -> str:
         """What is checked, as a list."""
         rows = [
-            f"- {self.text(_flat(claim.statement))} *{verdict.capitalize()}.*"
-            for claim, verdict in self._verdicts()
+            f"- {self.text(_flat(claim.statement))} *{entry['verdict'].capitalize()}.*"
+            f"{self._said('Changed after a run', claim.changed_after_run)}"
+            for claim, entry in self._judged()
         ]
         place = "at the paper's scale" if self.verdicts is None else "in this run"
         heading = f"**What is checked**, and what came of it {place}:"
         return "\n".join([heading, "", *rows]) if rows else ""
 
     def _not_held(self) -> str:
-        rows = [
-            f"**{self.text(_flat(claim.statement))}**"
-            + (f" What was tried: {self.text(_flat(claim.tried))}" if claim.tried else "")
-            for claim, verdict in self._verdicts()
-            if verdict == claims.NOT_REPRODUCED
-        ]
+        """Claims that failed: the checks that did, whose bounds they are, and what was tried."""
+        rows = []
+        for claim, entry in self._judged():
+            if entry["verdict"] != claims.NOT_REPRODUCED:
+                continue
+            known = {check.quantity: check for check in claim.checks}
+            failed = "; ".join(
+                f"{self.text(_flat(known[check['quantity']].label))}: {number(check['value'])} "
+                f"(not {RELATIONS[check['comparison']]} {number(check['bound'])}, "
+                f"{known[check['quantity']].owner})"
+                for check in entry.get("checks", ())
+                if check["holds"] is False
+            )
+            rows.append(
+                f"**{self.text(_flat(claim.statement))}**"
+                + (f" {failed}." if failed else "")
+                + self._said("Changed after a run", claim.changed_after_run)
+                + self._said("What was tried", claim.tried)
+            )
         return "\n\n".join(["## What did not hold", *rows]) if rows else ""
+
+    def _said(self, what: str, text: str | None) -> str:
+        return f" {what}: {self.text(_flat(text))}" if text else ""
 
     def _inline(self, text: str, children: Sequence[Any]) -> str:
         """Running text with roles and links inside the book in words."""
@@ -379,3 +397,17 @@ def _escaped(text: str) -> str:
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
+
+
+def number(value: Any) -> str:
+    """A number for a reader: three significant digits, a dash for nothing.
+
+    Example:
+        >>> number(0.00831), number([0.5, 2]), number(None)
+        ('0.00831', '[0.5, 2]', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return f"[{', '.join(map(number, value))}]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -45,7 +45,9 @@ def first_seen(root: Path) -> dict[tuple[str, str, str], datetime]:
 
 def problems(root: Path) -> list[str]:
     """A line for each committed verdict whose checks are not those of the registry, or are younger
-    than the begin of the run that they judge. A claim that says why (`changed_after_run`) may be younger.
+    than the beginning of the run that they judge.
+
+    A claim that says why (`changed_after_run`) may be younger.
     """
     registry, seen, lines = claims.load(root), first_seen(root), []
     for path in claims.result_files(root / "book" / "results"):

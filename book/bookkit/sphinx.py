@@ -21,6 +21,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx_design.shared import create_component
 
-from bookkit import cache, citing, claims, exercises, images, notebooks, tables
+from bookkit import address, cache, citing, claims, exercises, images, notebooks, tables
 from bookkit.files import mathjax, write
+from bookkit.plain import RELATIONS, number
 
 TEMPLATES = Path(__file__).parent / "templates"
 MADE = ("claims", "scorecard", "how-made", "cards", "chips", "cite", "not-held", "exercises")
@@ -166,9 +168,10 @@ class Book:
         return found[1].strip() if found else name
 
     def lead(self, name: str) -> str:
-        """A notebook's opening, without citations; empty if the page has none."""
+        """A notebook's opening, without citations and links; empty if the page has none."""
         found = re.search(r"^:::\{lead\}\n(.*?)\n:::$", self.prose(name), re.DOTALL | re.MULTILINE)
-        return re.sub(r"\s*\{cite:\w\}`[^`]*`", "", found[1]).strip() if found else ""
+        text = re.sub(r"\s*\{cite:\w\}`[^`]*`", "", found[1]) if found else ""
+        return re.sub(r"\{term\}`([^`<]*?)(?:\s*<[^`]*)?`", r"\1", text).strip()
 
     def hero(self, name: str) -> Any:
         """A notebook's hero figure at the paper's scale, or its first one, as a PIL image."""
@@ -244,6 +247,30 @@ class Book:
         now = cache.sources(self.root / "notebooks" / f"{name}.md", self.root)
         return sorted(file for file in then.keys() | now.keys() if then.get(file) != now.get(file))
 
+    @functools.cached_property
+    def _history(self) -> list[set[str]]:
+        """The files that the working tree, then each commit changed; none without all history."""
+
+        def git(*words: str) -> str:
+            command = ["git", "-C", str(self.root), *words]
+            return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+
+        if not shutil.which("git") or "false" not in git("rev-parse", "--is-shallow-repository"):
+            return []
+        what = ("--name-only", "--relative", "--", "book/results/paper", "notebooks", "fabook")
+        log = git("log", "--format=%x00", *what)
+        return [set(part.split()) for part in [git("diff", "HEAD", *what), *log.split("\0")[1:]]]
+
+    def since(self, name: str) -> list[str] | None:
+        """Files of a page that changed after its results were committed; None if not known."""
+        results = claims.published_path(self.root, name).relative_to(self.root).as_posix()
+        at = next((i for i, files in enumerate(self._history) if results in files), None)
+        if at is None:
+            return None
+        used = cache.sources(self.root / "notebooks" / f"{name}.md", self.root)
+        later = {file for files in self._history[:at] for file in files}
+        return sorted(used.keys() & {"/".join(file.split("/")[-2:]) for file in later})
+
     def tasks(self, own: str) -> list[exercises.Task]:
         """The tasks of all notebooks in reading order, after those of a page of its own."""
         text = (self.root / "book" / f"{own}.md").read_text(encoding="utf-8")
@@ -290,6 +317,18 @@ class Book:
         """The runs of a notebook that there are, by preset."""
         return {preset: run for preset, run in self.runs[name].items() if run}
 
+    @functools.cached_property
+    def home(self) -> address.Address | None:
+        """Where the repository lives, if it is known."""
+        return address.find(self.root)
+
+    def launch(self, name: str) -> dict[str, str]:
+        """Where a reader's browser can run a notebook: the place and its address."""
+        if self.home is None:
+            return {}
+        links = {"Colab": self.home.colab(name), "Binder": self.home.binder(name)}
+        return {place: url for place, url in links.items() if url}
+
     def download(self, name: str, preset: str | None = None) -> str:
         """Address of a results file, or of the plain notebook, for a `{download}` role."""
         if preset is None:
@@ -302,20 +341,6 @@ class Book:
 
 
 # --- words of the templates ----------------------------------------------------------------------
-
-
-def number(value: Any) -> str:
-    """A number for a reader: three significant digits, a dash for nothing.
-
-    Example:
-        >>> number(0.00831), number([0.5, 2]), number(None)
-        ('0.00831', '[0.5, 2]', '–')
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, list):
-        return f"[{', '.join(map(number, value))}]"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def minutes(value: float) -> str:
@@ -352,6 +377,11 @@ def marks(claim: claims.Claim) -> dict[str, str]:
     return {n: f"({chr(97 + i)}) " if len(names) > 1 else "" for i, n in enumerate(names)}
 
 
+def worst_first(checks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Checks that failed, then those that are undecided, then those that hold."""
+    return sorted(checks, key=lambda check: (False, None, True).index(check["holds"]))
+
+
 def render(name: str, **values: Any) -> str:
     """The text of a template."""
     environment = Environment(
@@ -361,11 +391,13 @@ def render(name: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["relations"] = RELATIONS
     environment.filters |= {
         "number": number,
         "minutes": minutes,
         "rerun": rerun_command,
         "marks": marks,
+        "worst_first": worst_first,
         "flat": lambda text: " ".join(str(text).split()),
     }
     return environment.get_template(name if "." in name else f"{name}.md").render(**values)

@@ -243,13 +243,13 @@ def made(book: sphinx.Book, name: str, what: str = "toy/one") -> str:
 
 def test_tables_take_every_number_from_the_results(book: sphinx.Book) -> None:
     table = made(book, "claims")
-    assert "How we checked: 2 claims, 1 of them not reproduced" in table
+    assert "How we checked: 2 claims, 1 holds, 1 not reproduced\n" in table
     assert ":open:" in table
     assert table.index("Everything is positive") < table.index("The error $"), "failed ones first"
     assert "✓ reproduced" in table
     assert "✗ not reproduced" in table
     assert "0.0083 ± 0.001 [≤ 0.05]" in table
-    assert "(a) -1 ± 0.001 [not > 0]" in table
+    assert "(a) -1 ± 0.001 [not > 0]{.bound} [a bound of ours]{.quiet}" in table
     assert "(b) 0.5 [in [0, 1]]" in table
     assert "*The paper's number:* 0.01" in table
     assert "*What was tried:* Two ways." in table
@@ -257,6 +257,25 @@ def test_tables_take_every_number_from_the_results(book: sphinx.Book) -> None:
     assert "Toy et al. 1999" in short
     assert "✓ 1 reproduced" in short
     assert "○ 2 not run" in short
+    assert "**0 of 0 claims hold** in the full-size runs; 2 more wait for theirs." in short
+
+
+def test_checks_that_do_not_hold_come_first_and_undecided_claims_are_counted(
+    book: sphinx.Book,
+) -> None:
+    run = book.runs["toy/one"]["quick"]
+    assert run is not None
+    holds, fails = run["claims"]
+    fails["checks"].append(fails["checks"][0] | {"value": -3.0})
+    fails["checks"][0]["holds"] = None
+    holds["verdict"] = claims.UNDECIDED
+    table = made(book, "claims")
+    assert "How we checked: 2 claims, 1 not reproduced, 1 undecided\n" in table
+    shown = ("(a) -3 [not > 0]", "(a) -1 ± 0.001 [undecided > 0]", "(b) 0.5 [in [0, 1]]")
+    places = [table.index(text) for text in shown]
+    assert places == sorted(places)
+    run["claims"] = [entry | {"verdict": claims.REPRODUCED} for entry in (holds, fails)]
+    assert "How we checked: 2 claims, 2 hold\n" in made(book, "claims")
 
 
 def test_exercises_are_listed_by_paper_skill_and_length(book: sphinx.Book) -> None:
@@ -298,6 +317,29 @@ def test_how_made_says_whether_the_code_is_what_it_was(toy: Path, book: sphinx.B
     assert "changed in `toy/figures.py`" in made(book, "how-made")
 
 
+def test_how_made_asks_git_where_a_run_kept_no_files(toy: Path) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(toy), *who, *words], check=True, capture_output=True)
+
+    def commit(*paths: str) -> str:
+        git("add", *paths)
+        git("commit", "-m", "more")
+        return made(sphinx.Book(toy, toy / "_build", "quick"), "how-made")
+
+    write(toy / "notebooks" / "toy" / "figures.py", "dot = 1\n")
+    write(toy / "book" / "results" / "paper" / "toy" / "one.json", results(toy, "paper", 0.004))
+    git("init")
+    assert commit("notebooks", "book/claims.toml").count("compare the hashes") == 2
+    assert "unchanged since these results were committed" in commit("book/results")
+    write(toy / "notebooks" / "toy" / "one.md", "# One\n\nMore.\n")
+    text = made(sphinx.Book(toy, toy / "_build", "quick"), "how-made")
+    for now in (text, commit("notebooks")):
+        assert "changed since these results were committed: `toy/one.md`\n" in now
+    shutil.rmtree(toy / ".git")
+    assert made(sphinx.Book(toy, toy / "_build", "quick"), "how-made").count("the hashes") == 2
+
+
 def test_chips_and_cards_tell_where_a_page_stands(book: sphinx.Book) -> None:
     chips = made(book, "chips")
     for shown in ("✗ 1 of 2 claims", "reading 1 min", "runs in 15 s", "needs: counting"):
@@ -305,6 +347,19 @@ def test_chips_and_cards_tell_where_a_page_stands(book: sphinx.Book) -> None:
     cards = made(book, "cards", "toy")
     assert "One" in cards
     assert ":link: /notebooks/toy/one\n:link-type: doc" in cards
+    page = book.notebook("toy/one")["cells"][0]
+    page["source"] = page["source"].replace("All is", "{term}`All <cell>` {term}`is`")
+    assert "\nAll is small.\n" in made(book, "cards", "toy"), "a card is one link"
+
+
+def test_chips_launch_the_notebook_where_the_repository_is_known(
+    book: sphinx.Book, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Colab" not in made(book, "chips")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "owner/name")
+    chips = made(sphinx.Book(toy, toy / "_build", "quick"), "chips")
+    for link in ("[Colab](https://colab.research.google.com/github/owner/name/", "[Binder](https:"):
+        assert f"[{link}" in chips
 
 
 def test_a_page_carries_the_bibtex_of_its_paper_and_of_the_book(
@@ -468,6 +523,10 @@ def leads_out(html: Path) -> None:
         "https://mybinder.org/v2/gh/owner/name/notebooks?urlpath=lab/tree/toy/one.ipynb"
     ]
     assert links(intro, "launch-") == []
+    for place in ("Colab", "Binder"):
+        (url,) = links(page, f"launch-{place}")
+        chip = rf'class="chip"><a class="reference external" href="{re.escape(url)}">{place}</a>'
+        assert re.search(chip, page)
     assert links(page, "source-edit-button") == [f"{home}/edit/main/notebooks/toy/one.md"]
     assert links(intro, "source-edit-button") == [f"{home}/edit/main/book/intro.md"]
     for text, about in ((page, "notebooks/toy/one"), (intro, "intro")):

@@ -85,12 +85,13 @@ def test_the_code_is_the_sources(plain: dict[str, tuple[Any, Any]]) -> None:
 
 def test_without_solutions_there_are_none(plain: dict[str, tuple[Any, Any]]) -> None:
     for name, (whole, without) in plain.items():
-        text = markdown(jupytext.read(ROOT / "notebooks" / f"{name}.md"))
+        text = (ROOT / "notebooks" / f"{name}.md").read_text(encoding="utf-8")
         assert "<b>Solution of" in markdown(whole) or "{solution-start}" not in text, name
         assert "<b>Solution" not in markdown(without), name
         assert not [c for c in code(without) if c.startswith("# @title Solution")], name
-        solved = [c for c in code(whole) if c.startswith("# @title Solution")]
-        assert len(code(whole)) == len(code(without)) + len(solved), name
+        solutions = re.findall(r"\{solution-start\}.*?\{solution-end\}", text, re.DOTALL)
+        solved = sum(solution.count("{code-cell}") for solution in solutions)
+        assert len(code(whole)) == len(code(without)) + solved, name
         assert "run.save()" in code(without)[-1], name
 
 
@@ -141,7 +142,7 @@ $$ (eq-b)
 
 (here)=
 See {numref}`fig-hero`, {numref}`Fig. %s <fig-two>`, {ref}`that <here>`, {doc}`other`,
-{ref}`ex-two` and
+{ref}`ex-two`, {term}`dot`, {term}`big dots <dot>` and
 [*another*](../papers/other_page).
 
 ```{code-cell} ipython3
@@ -210,10 +211,11 @@ where = "Section 1"
 statement = "Dots are *small*, {cite:t}`doe2020`."
 source = "paper"
 tried = "All of it."
+changed_after_run = "It was in inches."
 expected = "not reproduced"
 [[claim.check]]
 quantity = "error"
-label = "error"
+label = "the error"
 comparison = "<="
 bound = 0.5
 """
@@ -229,7 +231,8 @@ BIB = """
 def book(tmp_path: Path) -> Path:
     """A book of one notebook, executed, with one claim that did not hold."""
     root = tmp_path / "book-of-dots"
-    entry = {"id": "toy.one.holds", "verdict": "not reproduced"}
+    check = {"quantity": "error", "value": 0.7, "comparison": "<=", "bound": 0.5, "holds": False}
+    entry = {"id": "toy.one.holds", "verdict": "not reproduced", "checks": [check]}
     store = lambda name, kind, value: {  # noqa: E731
         "output_type": "display_data",
         "data": {f"{GLUE_PREFIX}{kind}": value},
@@ -271,10 +274,13 @@ def test_every_construct_becomes_plain_markdown(book: Path) -> None:
         "code `{eq}` and $a[i](0)$.\n\n</details>",
         f"| 5\\_0 % | 5\\_0 % ([Doe and van Roe, 2020]({link}); van Roe et al., 1999) |",
         "$$\ny=2\n\\tag{2}\n$$",
-        "See Figure 1, Fig. 2, that, other,\nExercise 2 and\n*another*.",
+        "See Figure 1, Fig. 2, that, other,\nExercise 2, dot, big dots and\n*another*.",
         "**Figure 2.** Twice 5\\_0 %.",
         "## What did not hold\n\n**Dots are *small*",
-        "What was tried: All of it.",
+        "**Dots are *small*, [Doe and van Roe (2020)]"
+        f"({link}).** the error: 0.7 (not ≤ 0.5, a bound of ours). "
+        "Changed after a run: It was in inches. What was tried: All of it.",
+        "*Not reproduced.* Changed after a run: It was in inches.",
         "**Exercise 1.**\n\nDo it.",
         "<summary><b>Solution of exercise 1</b></summary>\n\nDone so:",
         '"{glue:text}`size`"  # an example',

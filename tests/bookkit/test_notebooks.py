@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import jupytext
 import pytest
 from jupytext.config import load_jupytext_configuration_file
 
-from bookkit import notebooks
+from bookkit import notebooks, sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
@@ -98,6 +99,34 @@ def test_page_has_its_parts_in_order(name: str) -> None:
         section = re.search(rf"^## {heading}\n(.*?)^(?:## |```)", text, re.M | re.S)
         assert section is not None
         assert 1 <= len(re.findall(r"^- ", section[1], re.M)) <= at_most
+
+
+def test_folded_code_is_named(name: str) -> None:
+    # Without a name of its own the fold is called "Show code cell source".
+    for cell in code_cells(name):
+        if {"hide-input", "hide-cell"} & set(cell.metadata.get("tags", [])):
+            named = cell.metadata.get("mystnb", {})
+            assert named.get("code_prompt_show"), cell.source[:80]
+            assert named.get("code_prompt_hide"), cell.source[:80]
+
+
+def test_a_page_leads_to_the_next_one(name: str) -> None:
+    pages = sphinx.toc_pages(ROOT)
+    at = pages.index(f"notebooks/{name}") + 1
+    following = next((p for p in pages[at:] if p.startswith("notebooks/")), pages[at])
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    last = text.rpartition("\nNext: ")[2].split("\n\n")[0]
+    links = re.findall(r"\]\(([^)]+)\)", last)
+    places = {os.path.normpath(f"notebooks/{name}/../{link}") for link in links}
+    assert places & {following, pages[at]}, f"its last sentence should link {following}"
+
+
+def test_a_page_links_the_glossary(name: str) -> None:
+    entries = re.findall(r"^(\S.*)\n  ", (ROOT / "book" / "glossary.md").read_text(), re.M)
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    used = re.findall(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`", text)
+    assert used
+    assert {word.strip().lower() for word in used} <= {entry.lower() for entry in entries}
 
 
 def test_figures_have_captions_and_alternative_text(name: str) -> None:

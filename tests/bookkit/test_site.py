@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -472,6 +473,67 @@ def test_search_finds_the_primer(browser: Any, address: str) -> None:
     )
     first = [link.get_attribute("href").split("#")[0].split("?")[0] for link in links[:5]]
     assert f"{address}/notebooks/primer/what_is_feedback_alignment.html" in first
+
+
+def test_a_figure_is_larger_when_enlarged_on_a_phone(browser: Any, address: str) -> None:
+    resize(browser, 390)
+    browser.get(f"{address}/notebooks/refinetti2021/online_dynamics.html")
+    settle(browser)
+    button = browser.find_element("css selector", "figure.hero button.enlarge")
+    browser.execute_script("arguments[0].click()", button)
+    width, room, scrolls, page = browser.execute_script(
+        "const dialog = document.querySelector('dialog.enlarged');"
+        "return [dialog.querySelector('img').offsetWidth, dialog.offsetWidth,"
+        " dialog.scrollWidth - dialog.clientWidth, document.documentElement.scrollWidth]"
+    )
+    assert width >= 1000
+    assert room <= 390
+    assert scrolls > 0
+    assert page <= 390
+    browser.find_element("css selector", "dialog.enlarged button").click()
+    assert browser.find_elements("css selector", "dialog.enlarged") == []
+
+
+GROUND = """
+const [place, done] = arguments;
+const picture = document.querySelector(place);
+picture.scrollIntoView({ block: "center" });
+let behind = picture.parentElement;
+const colour = (element) => getComputedStyle(element).backgroundColor;
+while (colour(behind) === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+const box = picture.getBoundingClientRect();
+const seen = [box.left + 3, box.top + box.height / 2, colour(behind)];
+picture.decode().then(() => setTimeout(() => done(seen), 300));
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "picture"),
+    [
+        ("intro", "#fig-overview img"),
+        ("intro", ".cards img"),
+        ("notebooks/refinetti2021/online_dynamics", "figure.hero img"),
+        ("notebooks/refinetti2021/online_dynamics", "dialog.enlarged img"),
+    ],
+)
+def test_figures_take_the_ground_of_a_dark_page(
+    browser: Any, address: str, page: str, picture: str
+) -> None:
+    from PIL import Image
+
+    resize(browser, 1440)
+    browser.get(f"{address}/{page}.html")
+    settle(browser)
+    browser.execute_script("document.documentElement.dataset.theme = 'dark'")
+    if picture.startswith("dialog"):
+        button = browser.find_element("css selector", "figure.hero button.enlarge")
+        browser.execute_script("arguments[0].click()", button)
+    x, y, ground = browser.execute_async_script(GROUND, picture)
+    with Image.open(io.BytesIO(browser.get_screenshot_as_png())) as shot:
+        seen = shot.convert("RGB").crop((int(x), int(y), int(x) + 1, int(y) + 1)).tobytes()
+    wanted = [int(part) for part in re.findall(r"\d+", ground)[:3]]
+    assert max(wanted) < 80
+    assert max(abs(a - b) for a, b in zip(seen, wanted)) <= 4, (list(seen), wanted)
 
 
 def test_front_page_shows_its_figure_first_and_the_verdicts_on_a_phone(
