@@ -3,25 +3,29 @@ r"""What a rule is: a formula, bound to a network, that says which error arrives
 A network that is a stack takes the written-out path (:mod:`fabook.stack`), any other the graph of
 autograd (:mod:`fabook.graph`). The formula is the same for both; formulas are in
 :mod:`fabook.rules`.
+
+Internal: of this module only :class:`Rule` is promised to stay.
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
 
+from ._checks import HOW, choose
 from .graph import Cuts, Transported, block_shapes, check_module, default_places
 from .losses import Loss, output_error
-from .networks import HOW, INITS, choose, draw
+from .networks import INITS, draw
 from .stack import Signal, Stack, UnsupportedModule, measuring, refuse, rows
 
 LAWS = ("weight", "feedback", "product")
-_FORMULAS = "fabook.rules"
+_LABELS: weakref.WeakValueDictionary[str, type[Rule]] = weakref.WeakValueDictionary()
 
 
 class _Paths:
@@ -122,6 +126,7 @@ class Rule(nn.Module):
         super().__init_subclass__()
         cls.law = law if law is None else choose("law", law, LAWS)
         cls.label, cls.colour = label or cls.__name__, colour
+        _LABELS[cls.label] = cls  # the newest of a label: a notebook's cell may run again
         cls.linear, cls.fixed = linear or fixed, fixed
         if cls.__doc__ and "Args:" not in cls.__doc__:
             shared = (inspect.getdoc(Rule) or "").partition("\nArgs:")
@@ -427,11 +432,12 @@ class Rule(nn.Module):
     def workspace(self, layer: str, copy: int = 0) -> Tensor | None:
         """Memory in which ``matrix(layer)`` may be formed, for ``out=``; None for new memory.
 
-        While a step goes down a stack, nobody but :meth:`pull` sees the matrix of a rule of this
-        library, so that one piece of memory serves all layers of a shape and all steps.
+        While a step goes down a stack, nobody but :meth:`pull` sees the matrix of a class that says
+        so itself (``_reuses``), so that one piece of memory serves all layers of a shape and all
+        steps. What derives from it may keep the matrix, and gets new memory.
         """
         stack = self._stack
-        if stack is None or not stack.walking or type(self).__module__ != _FORMULAS:
+        if stack is None or not stack.walking or not vars(type(self)).get("_reuses"):
             return None
         return self._paths.workspace(copy, self.weight(layer))
 
@@ -772,6 +778,11 @@ class Rule(nn.Module):
             if parameter.requires_grad
         }
         return {k: found[id(p)] for k, p in self.net.named_parameters() if id(p) in found}
+
+
+def rule_labels() -> dict[str, type[Rule]]:
+    """Every rule that was defined, one's own as well, by label."""
+    return dict(_LABELS)
 
 
 def check_rule(rule: Any) -> None:

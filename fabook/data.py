@@ -255,7 +255,11 @@ REGISTRY: dict[str, Corpus] = {
 
 
 def data_directory(root: str | Path | None = None) -> Path | None:
-    """Return ``root``, or else the directory that ``FABOOK_DATA`` names now, or None."""
+    """Return ``root``, or else the directory that ``FABOOK_DATA`` names now, or None.
+
+    Raises:
+        DataError: the directory named does not exist.
+    """
     value = root if root is not None else os.environ.get("FABOOK_DATA", "")
     if not str(value):
         return None

@@ -10,6 +10,8 @@ projection of the output error, as soon as this arrives at the output.
 
 What cannot be placed is refused when it is first seen: every graph of a new structure is proven
 before a matrix is put in it.
+
+Internal: no name of this module is promised to stay.
 """
 
 from __future__ import annotations
@@ -650,11 +652,13 @@ class Cuts(_Bound):
             for node in reversed(nodes):  # where the connection leaves, before what it leads to
                 source, _ = _source(node)
                 if owners.setdefault(node, part) != part and not hasattr(source, "variable"):
-                    under = [getattr(n, "variable", None) for n in _ordered([node])]
-                    name = next((self._names[id(p)] for p in under if id(p) in self._names), "?")
+                    under = [id(getattr(n, "variable", None)) for n in _ordered([node])]
+                    names = ", ".join(repr(self._names[p]) for p in under if p in self._names)
+                    blocks = [*map(repr, below), "what is above the last cut"]
                     raise UnsupportedModule(
-                        f"parameter {name!r} is reached from two blocks through {node.name()}: a "
-                        "connection leads around a cut; choose blocks that contain it"
+                        f"block {blocks[owners[node]]} (parameters {names or 'none'}) is reached "
+                        f"through {node.name()} from {blocks[part]} as well: a connection leads "
+                        "around a cut; choose blocks that contain it"
                     )
         self._proven.add(key)
 

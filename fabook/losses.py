@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .networks import choose
+from ._checks import choose
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("cross_entropy", "mse", "bce")

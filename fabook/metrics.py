@@ -1,4 +1,4 @@
-r"""Alignment, overlaps and conserved quantities: one convention, written down.
+r"""Alignments and overlaps of weights, gradients and signals: one convention, written down.
 
 Cosines are signed. A zero vector has no direction: its cosine is NaN, left out of every mean and
 counted. Whole-matrix and per-sample measures have different names. Measuring leaves the network's
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ._checks import choose
 from .base import Rule, check_rule
 from .losses import Loss
-from .networks import choose
 from .rules import BP
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
+from ._checks import HOW, choose
+
 
 class Erf(nn.Module):
     r"""The sigmoidal unit $g(u) = \operatorname{erf}(u/\sqrt 2)$ of Saad & Solla (1995)."""
@@ -45,15 +47,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
 }
 
-HOW = "generator=torch.Generator().manual_seed(0)"
 INITS = ("uniform", "normal", "standard_normal", "xavier_uniform", "orthogonal", "zero")
-
-
-def choose(what: str, name: str, allowed: Sequence[str]) -> str:
-    """Return ``name`` if it is one of ``allowed``; else raise a ValueError that lists them."""
-    if name not in allowed:
-        raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {name!r}")
-    return name
 
 
 def draw(

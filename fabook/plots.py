@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .base import rule_labels
 from .rules import RULES, Rule
 
 AnyRule = str | Rule | type[Rule]
@@ -34,7 +35,6 @@ _LOOKS: dict[str, tuple[str, Any]] = {  # marker and line of each rule; its clas
     "DRTP": ("P", (0, (8, 2, 2, 2))),
 }
 RULE_COLOURS = {label: RULES[label].colour for label in _LOOKS}
-RULE_MARKERS = {label: marker for label, (marker, _) in _LOOKS.items()}
 _OWN = ("p", (0, (5, 1, 1, 1)))  # of a rule that is none of these
 # for what is no rule (seeds, layers, sizes, penalties), from dark to light
 SHADES = ("#2D1E4F", "#3F4A8A", "#2C7C93", "#35A386", "#8CBF4B")
@@ -46,8 +46,8 @@ def rule_style(rule: AnyRule) -> dict[str, Any]:
     """Return the ``label``, ``color``, ``marker`` and ``linestyle`` of a rule.
 
     Args:
-        rule: one of the nine by its label or class name, in any case; or any rule or its class,
-            one of your own as well.
+        rule: one of the nine by its label or class name, in any case; or any rule, its class or
+            its label, one of your own as well.
 
     Raises:
         ValueError: if no rule has that name.
@@ -57,12 +57,14 @@ def rule_style(rule: AnyRule) -> dict[str, Any]:
         'KP'
     """
     if isinstance(rule, str):
-        if rule.lower() not in _LABELS:
+        known = {label.lower(): kind for label, kind in rule_labels().items()}
+        known |= {name: RULES[label] for name, label in _LABELS.items()}  # the nine come first
+        if rule.lower() not in known:
             raise ValueError(
-                f"unknown rule {rule!r}; choose one of {', '.join(RULE_COLOURS)}, or pass the "
-                "class of a rule of your own"
+                f"unknown rule {rule!r}; choose one of {', '.join(RULE_COLOURS)}, or the label "
+                "or class of a rule of your own"
             )
-        rule = RULES[_LABELS[rule.lower()]]
+        rule = known[rule.lower()]
     marker, line = _LOOKS.get(rule.label, _OWN)
     return {"label": rule.label, "color": rule.colour, "marker": marker, "linestyle": line}
 

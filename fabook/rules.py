@@ -43,7 +43,7 @@ __all__ = [
 class BP(Rule, label="BP", colour="#000000", law="weight", linear=True):
     r"""Backpropagation, $W_{l+1}^T \delta_{l+1}$.
 
-    References: Rumelhart, Hinton & Williams (1986), Nature 323, 533-536.
+    References: Rumelhart, Hinton & Williams (1986), https://doi.org/10.1038/323533a0
 
     Example:
         >>> from fabook.networks import mlp
@@ -116,10 +116,18 @@ class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
     r"""Uniform sign-concordant feedback, $B = s\,\mathrm{sign}(W)$.
 
     $s = \sqrt{2/(\text{fan-in} + \text{fan-out})}$ times ``scale``, the root mean square of
-    Xavier weights (the factor as in BioTorch).
+    Xavier weights (the factor as in BioTorch). B has the shape of W.
 
     References: Liao, Leibo & Poggio (2016), https://arxiv.org/abs/1510.05067
+
+    Example:
+        >>> from fabook.networks import mlp
+        >>> rule = USF(mlp([4, 3, 2], generator=torch.Generator().manual_seed(0)))
+        >>> rule.feedback["0"].shape, rule.feedback["0"].abs().unique()
+        (torch.Size([2, 3]), tensor([0.6325]))
     """
+
+    _reuses = True
 
     def matrix(self, layer: str) -> Tensor:
         weight = self.weight(layer)
@@ -131,13 +139,21 @@ class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
 class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
     r"""Fixed random-magnitude sign-concordant feedback, $B = |R| \circ \mathrm{sign}(W)$.
 
-    R is drawn once, Xavier-uniform by default.
+    R is drawn once, Xavier-uniform by default; R and B have the shape of W.
 
     References: Liao, Leibo & Poggio (2016), https://arxiv.org/abs/1510.05067
+
+    Example:
+        >>> from fabook.networks import mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> net = mlp([4, 3, 2], generator=g)
+        >>> bool((FRSF(net, generator=g).feedback["0"].sign() == net[2].weight.sign()).all())
+        True
     """
 
     draws = True
     default_init = "xavier_uniform"
+    _reuses = True
 
     def matrix(self, layer: str) -> Tensor:
         sizes = torch.abs(self.drawn(layer), out=self.workspace(layer, 1))
@@ -148,10 +164,22 @@ class BRSF(FRSF, label="brSF", colour="#CD8A00", linear=True):
     r"""Batch-wise random-magnitude sign-concordant feedback: R is drawn anew for every update.
 
     Measuring uses the last R and draws nothing. The rule's own generator, seeded from
-    ``generator``, draws on the network's device; its state is part of ``state_dict``.
+    ``generator``, draws on the network's device; its state is part of ``state_dict``. R and B have
+    the shape of W.
 
     References: Liao, Leibo & Poggio (2016), https://arxiv.org/abs/1510.05067
+
+    Example:
+        >>> from fabook.networks import mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule = BRSF(mlp([4, 3, 2], generator=g), generator=g)
+        >>> before = rule.drawn("0").clone()
+        >>> loss = rule.backward(torch.ones(1, 4), torch.tensor([0]))
+        >>> bool((rule.drawn("0") == before).any())
+        False
     """
+
+    _reuses = True
 
     def __init__(self, net: nn.Module, *, generator: Generator | None = None, **options: Any):
         super().__init__(net, generator=generator, **options)
@@ -184,9 +212,17 @@ class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback", linear=Tr
     B is a parameter of the rule. Given to the optimizer with the weights, as
     ``rule.parameters()`` has them, it takes the steps of W under that optimizer's own momentum,
     moments, decay and schedule; weight decay makes both meet (Akrout et al. 2019). Gradients are
-    clipped, scaled and set to zero for ``rule.parameters()`` too.
+    clipped, scaled and set to zero for ``rule.parameters()`` too. B has the shape of W.
 
-    References: Kolen & Pollack (1994); Akrout et al. (2019), https://arxiv.org/abs/1904.05391
+    References: Kolen & Pollack (1994), https://doi.org/10.1109/ICNN.1994.374486;
+    Akrout et al. (2019), https://arxiv.org/abs/1904.05391
+
+    Example:
+        >>> from fabook.networks import mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule = KolenPollack(mlp([4, 3, 2], generator=g), generator=g)
+        >>> len(list(rule.parameters())), len(list(rule.net.parameters()))  # one B
+        (5, 4)
     """
 
     draws = True
@@ -224,9 +260,15 @@ class DRTP(DFA, label="DRTP", colour="#4A2400"):
 
     The one-hot label (or the real-valued target) keeps the factor that the loss puts on the error,
     see :func:`fabook.losses.target_error`. The sign is the paper's: $+F_l y^*$ stands in the
-    gradient.
+    gradient. Each F is (n_l, n_L).
 
     References: Frenkel, Lefebvre & Bol (2021), https://arxiv.org/abs/1909.01311
+
+    Example:
+        >>> from fabook.networks import mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> DRTP(mlp([4, 3, 2], generator=g), generator=g).feedback["0"].shape
+        torch.Size([3, 2])
     """
 
     def from_top(self, error: Tensor, target: Tensor, loss: Loss, reduction: str) -> Tensor:
@@ -234,7 +276,19 @@ class DRTP(DFA, label="DRTP", colour="#4A2400"):
 
 
 class Shallow(Rule, label="Shallow", colour="#81818D", fixed=True):
-    """Only the read-out learns: nothing arrives below (the reference every rule must beat)."""
+    """Only the read-out learns: nothing arrives below (the reference every rule must beat).
+
+    There is no B. ``.grad`` of the hidden layers is None, and zero in :meth:`gradients`.
+
+    References: a baseline of Frenkel, Lefebvre & Bol (2021), https://arxiv.org/abs/1909.01311
+
+    Example:
+        >>> from fabook.networks import mlp
+        >>> rule = Shallow(mlp([4, 3, 2], generator=torch.Generator().manual_seed(0)))
+        >>> found = rule.gradients(torch.ones(1, 4), torch.tensor([0]))
+        >>> [bool(found[name].any()) for name in ("0.weight", "2.weight")]
+        [False, True]
+    """
 
     def matrix(self, layer: str) -> Tensor:
         return torch.zeros_like(self.weight(layer))

@@ -4,6 +4,8 @@ A network is an ``nn.Sequential`` (nested ones too) of Linear and Conv2d with lo
 them. No autograd graph is built: each module's own vector-Jacobian product is written out, or comes
 from a graph of that module alone. What stands at a rule's place in the walk is
 :meth:`fabook.base.Rule.send`; the formulas are in :mod:`fabook.rules`.
+
+Internal: of this module only :class:`Signal` and :class:`UnsupportedModule` are promised to stay.
 """
 
 from __future__ import annotations

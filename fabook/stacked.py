@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .losses import REDUCTIONS, output_error
-from .networks import Erf, Scale, choose
-from .rules import RULES, Rule
+from ._checks import check_rate, choose
+from .losses import LOSSES, REDUCTIONS, output_error
+from .networks import Erf, Scale
+from .rules import BP, DFA, FA, Rule
 from .stack import CLOSED, ByAutograd, UnsupportedModule, flat
-from .training import History, Probe, Recorder, Schedule, check_rate, progress_bar
+from .training import History, Probe, Schedule, _progress_bar, _Recorder
 
 _aten = torch.ops.aten
-_STACKED = ("BP", "FA", "DFA")
-_LOSSES = ("cross_entropy", "mse")
+_LOSSES = LOSSES[:2]  # all but bce
 
 # tanh(u) = 2 sigmoid(2u) - 1 takes a quarter of the time of torch's own on a CPU.
 _LOCAL: dict[type[nn.Module], tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -139,19 +139,26 @@ class _Parameter:
             self.values.copy_(torch.where(self.learns, self.values - lr * gradient, self.values))
 
 
+def _stacks(kind: type[Rule]) -> bool:
+    """Whether matrices that stay, taken before the first update, say all that a rule does."""
+    kept = kind.send is (DFA if kind.direct else Rule).send and kind.pull is Rule.pull
+    kept &= kind.from_top is Rule.from_top and kind.refresh in (Rule.refresh, FA.refresh)
+    return kind is BP or (kind.fixed and kept)
+
+
 class _Runs:
     """The parameters and feedback of all runs, and one step of them."""
 
     def __init__(self, rules: Sequence[Rule], momentum: float) -> None:
-        names = {kind: name for name, kind in RULES.items()}
-        kinds = {type(rule).__name__: names.get(type(rule)) for rule in rules}
-        if len(kinds) != 1 or next(iter(kinds.values())) not in _STACKED:
+        kinds = {type(rule) for rule in rules}
+        if len(kinds) != 1 or not _stacks(type(rules[0])):
             raise ValueError(
-                f"rules must all be one of {', '.join(_STACKED)}; got {', '.join(sorted(kinds))}: "
-                "any other is trained by fabook.train, one network at a time"
+                "rules must all be one of BP, FA, DFA or a class with fixed=True that defines "
+                f"matrix alone; got {', '.join(sorted(kind.__name__ for kind in kinds))}: any "
+                "other is trained by fabook.train, one network at a time"
             )
         for run, rule in enumerate(rules):
-            if rule.feedback and not rule.fixed:
+            if type(rule).fixed and not rule.fixed:
                 raise ValueError(f"run {run} redraws its feedback, which cannot be stacked")
         self.direct = rules[0].direct
         self.momentum = momentum
@@ -172,7 +179,7 @@ class _Runs:
             except (RuntimeError, UnsupportedModule) as error:
                 raise ValueError(f"run {run}: {error}") from None
         self._refuse_shared_memory()
-        shared = [list(rule.feedback.values()) for rule in rules]
+        shared = [[rule.matrix(n) for n in rule.receivers if rule.fixed] for rule in rules]
         for run, matrices in enumerate(shared):
             for matrix in matrices:
                 if (matrix.dtype, matrix.device) != (self.weight.dtype, self.weight.device):
@@ -359,7 +366,8 @@ def train_stacked(
     """Train many networks at once; each as :func:`fabook.train` would train it alone.
 
     Args:
-        rules: R rules, all ``BP``, all ``FA`` or all ``DFA``, each with its network and feedback.
+        rules: R rules, all ``BP``, all ``FA``, all ``DFA`` or all of one class of your own with
+            ``fixed=True`` that defines ``matrix`` alone, each with its network and feedback.
             Networks of one architecture made of ``nn.Linear`` and elementwise activations; what
             is frozen and the settings of activations may differ between runs.
         x: (n, d) inputs for all runs, or (R, n, d).
@@ -417,12 +425,12 @@ def train_stacked(
             f"generators must be {len(rules)}, one for each run; got {len({*map(id, sources)})}: "
             f"[fabook.stream(seed, 'order') for seed in range({len(rules)})]"
         )
-    record = Recorder(probe or {}, label)
+    record = _Recorder(probe or {}, label)
     orders = torch.arange(data.n, device=x.device).expand(len(rules), -1)
     for each in stack.parameters:
         each.lend()
     try:
-        for step in progress_bar(range(plan.total + 1), progress, label):
+        for step in _progress_bar(range(plan.total + 1), progress, label):
             if plan.looks(step):
                 stack.check(step)
             if step in plan.due:

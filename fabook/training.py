@@ -18,10 +18,10 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .base import HOW, Rule, check_rule
+from ._checks import HOW, check_rate, choose
+from .base import Rule, check_rule
 from .losses import Loss
 from .metrics import Alignment
-from .networks import choose
 from .stack import evaluating
 
 if TYPE_CHECKING:
@@ -98,6 +98,9 @@ def log_steps(n_max: int, count: int, *, first: int = 1) -> NDArray[np.int64]:
         n_max: last step.
         count: how many at most; rounding merges some of the early ones.
         first: first step, at least 1.
+
+    Raises:
+        ValueError: ``first`` or ``count`` out of range.
 
     Example:
         >>> log_steps(1000, 4).tolist()
@@ -191,10 +194,10 @@ def train(
     _check_step(rule, lr, optimizer)
     if not isinstance(generator, Generator) and not plan.whole:
         raise ValueError(f"minibatches need {HOW} for their order; got {generator!r}")
-    record = Recorder(probe or {}, label)
+    record = _Recorder(probe or {}, label)
     value = torch.zeros(())
     try:
-        for step in progress_bar(range(plan.total + 1), progress, label):
+        for step in _progress_bar(range(plan.total + 1), progress, label):
             if plan.looks(step):
                 record.check(step, "loss", float(value))
             if step in plan.due:
@@ -223,7 +226,7 @@ def train(
     return record.history(plan.per_epoch)
 
 
-def progress_bar(steps: Sequence[int], progress: bool, label: str) -> Iterable[int]:
+def _progress_bar(steps: Sequence[int], progress: bool, label: str) -> Iterable[int]:
     """The steps, with a bar on a terminal that counts them if ``progress``."""
     if not progress:
         return steps
@@ -303,7 +306,7 @@ def _whole(name: str, value: Any) -> int:
         raise ValueError(f"{name} must be a whole number; got {value!r}") from None
 
 
-class Recorder:
+class _Recorder:
     """Collects the training loss and what the probes see, step by step."""
 
     def __init__(self, probes: Mapping[str, Probe], label: str) -> None:
@@ -377,12 +380,6 @@ def _named(name: str, seen: Any) -> Iterator[tuple[str, ArrayLike]]:
     columns = {name: [a.total for a in runs]}
     columns |= {f"{name}[{layer}]": [a.layers[layer] for a in runs] for layer in runs[0].layers}
     yield from ((key, value if several else value[0]) for key, value in columns.items())
-
-
-def check_rate(name: str, rate: Any) -> None:
-    """Refuse a rate that is no number, negative or not finite."""
-    if isinstance(rate, str) or not (rate >= 0 and math.isfinite(rate)):
-        raise ValueError(f"{name} must be a finite number that is not negative; got {rate!r}")
 
 
 def _check_step(rule: Rule, lr: float | None, optimizer: torch.optim.Optimizer | None) -> None:
@@ -486,15 +483,15 @@ def step_times(
     steps: Mapping[str, Callable[[], Any]],
     *,
     repeats: int = 50,
-    quantile: float = 0.1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Seconds that each of several functions takes, called in turn so that all meet the same load.
 
+    The 10th percentile of the calls, which leaves out most of what other programs add.
+
     Args:
         steps: functions without arguments by name.
         repeats: calls of each, after one to warm up.
-        quantile: which of the sorted times to report; 0.1 leaves out what other programs add.
         clock: what tells the seconds; ``time.thread_time`` counts this thread's work alone.
 
     Raises:
@@ -509,7 +506,7 @@ def step_times(
             step()
             if repeat:
                 times[name].append(clock() - begin)
-    return {name: float(np.quantile(seen, quantile)) for name, seen in times.items()}
+    return {name: float(np.quantile(seen, 0.1)) for name, seen in times.items()}
 
 
 class _Allocations(TorchDispatchMode):

@@ -142,7 +142,7 @@ TARGETS = {
     ("ResNet-20, batch 64", "DFA"): 0.95,
 }
 REDUCED = 150  # ns
-MEMORY = 1.2
+NOISE = 1.02  # a ratio up to here may be the measurement's own
 LIMIT = ("MLP 784-512-512-512-10, batch 512", 0.85)
 
 
@@ -284,10 +284,7 @@ def memory(label: str, name: str, device: str) -> float:
     """MiB that three steps take over what was there before; call it in a fresh process."""
     cell = _to((CELLS | HEAVY)[label](), device)
     net, x, y = cell
-    if name == "plain":
-        step = plain_step(net, x, y)
-    else:
-        step = (peer_steps(cell) if "BioTorch" in name else rule_steps(name, cell))[name]
+    step = plain_step(net, x, y) if name == "plain" else rule_steps(name, cell)[name]
     before = peak_mib(device, reset=True)
     for _ in range(3):
         step()
@@ -462,20 +459,15 @@ def missed(found: dict[str, Any]) -> list[str]:
         got = ratios(found["cells"][label])[name]
         if got > most:
             lines.append(f"{label}: {name} takes {got:.2f} of autograd; at most {most} was wanted.")
-    for label, of in found["memory"].items():
-        lines += [
-            f"{label}: {name} takes {of[name] / of['plain']:.2f} of autograd's memory; "
-            f"at most {MEMORY} was wanted."
-            for name in of
-            if of[name] > MEMORY * of["plain"]
-        ]
     label, least = LIMIT
     cell = found["cells"][label]
-    for name in ("BP in place", "FA in place"):
-        part = cell["bare products"]["thread"] / cell[name]["thread"]
+    for name in ("BP", "FA", "DFA"):
+        limit = "bare products" + (", none down" if name == "DFA" else "")
+        part = cell[limit]["thread"] / cell[f"{name} in place"]["thread"]
         if part < least:
             lines.append(
-                f"{label}: {name} reaches {part:.0%} of the bare products; {least:.0%} was wanted."
+                f"{label}: {name} in place reaches {part:.1%} of the {limit}; "
+                f"{least:.0%} was wanted."
             )
     for kind in ("double", "single"):
         if found["reduced"][kind] > REDUCED:
@@ -489,11 +481,20 @@ def missed(found: dict[str, Any]) -> list[str]:
             if peer and peer["thread"] < cell[name]["thread"]:
                 part = peer["thread"] / cell[name]["thread"]
                 lines.append(f"{label}: BioTorch's {name} takes {part:.2f} of ours.")
-        slow = [n for n in fabook.RULES if ratios(cell)[n] > 1.1]
-        if slow:
-            shown = ", ".join(f"{n} {ratios(cell)[n]:.2f}" for n in slow)
-            lines.append(f"{label}: slower than autograd by more than a tenth: {shown}.")
+        ours = {
+            n: r for n, r in ratios(cell).items() if n.removesuffix(" in place") in fabook.RULES
+        }
+        lines += _above(label, "slower than autograd", ours)
+    for label, of in found["memory"].items():
+        parts = {name: mib / of["plain"] for name, mib in of.items()}
+        lines += _above(label, "more memory than autograd", parts)
     return lines
+
+
+def _above(label: str, what: str, parts: dict[str, float]) -> list[str]:
+    """Every ratio above 1 by more than the measurement's noise, in one line."""
+    shown = ", ".join(f"{name} {part:.2f}" for name, part in parts.items() if part > NOISE)
+    return [f"{label}: {what}: {shown}."] if shown else []
 
 
 def _shown(value: float | None) -> str:
@@ -537,7 +538,10 @@ def _peer_table(cells: dict[str, Any]) -> list[str]:
         if any(f"{n} BioTorch" in cell for n in PEER_MODES):
             both = [(cell.get(f"{n} BioTorch"), cell[n]) for n in PEER_MODES]
             rows.append([label, *(_shown(p and p["thread"] / own["thread"]) for p, own in both)])
-    title = "## BioTorch 0.0.16, in units of ours\n\n"
+    title = (
+        "## BioTorch 0.0.16, in units of ours\n\nIt is installed without the PyTorch that it pins, "
+        "and runs in the same process under ours.\n\n"
+    )
     return [title + _table(["", *PEER_MODES], rows)] if rows else []
 
 

@@ -186,6 +186,47 @@ def test_packed_attention_to_itself_and_to_another() -> None:
         assert_same(ours, grads(net))
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_an_encoder_layer_of_torch_under_feedback_alignment(norm_first: bool) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "norm_first": norm_first}
+    net = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, **options)).to(D)
+    first, layer = net
+    rule = FA(net, generator=torch.Generator().manual_seed(7))
+    fb, (x, y) = rule.feedback, torch.randn(2, 3, 5, 8, dtype=D)
+    (rule(x) * y).sum().backward()
+    ours = {k: v.clone() for k, v in grads(net).items()}
+    net.zero_grad()
+
+    def linear(h: Tensor, name: str, part: slice = slice(None)) -> Tensor:
+        w = net.get_parameter(f"1.{name}weight")
+        bias = net.get_parameter(f"1.{name}bias")
+        return up_down(F.linear, h, w[part], fb[f"1.{name}weight"][part]) + bias[part]
+
+    def attention(h: Tensor) -> Tensor:
+        q, k, v = (
+            linear(h, "self_attn.in_proj_", slice(n, n + 8)).unflatten(-1, (2, 4)).transpose(1, 2)
+            for n in (0, 8, 16)
+        )
+        heads = torch.softmax(q @ k.transpose(-2, -1) / 2, -1) @ v
+        return linear(heads.transpose(1, 2).flatten(-2), "self_attn.out_proj.")
+
+    def feed(h: Tensor) -> Tensor:
+        return linear(linear(h, "linear1.").relu(), "linear2.")
+
+    h = first(x)
+    if norm_first:
+        h = h + attention(layer.norm1(h))
+        h = h + feed(layer.norm2(h))
+    else:
+        h = layer.norm1(h + attention(h))
+        h = layer.norm2(h + feed(h))
+    (h * y).sum().backward()
+    assert_same(ours, grads(net))
+    true = torch.autograd.grad((net(x) * y).sum(), first.weight)[0]
+    assert (ours["0.weight"] - true).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_cells(kind: type) -> None:
     torch.manual_seed(0)

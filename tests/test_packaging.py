@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import os
+import pkgutil
 import pydoc
 import re
 import subprocess
@@ -159,14 +162,49 @@ def test_the_library_never_imports_the_book_tool() -> None:
     assert [m for m in modules if found.search(m.read_text(encoding="utf-8"))] == []
 
 
-def test_the_api_pages_name_what_exists() -> None:
+PUBLIC = "data losses metrics networks plots rules stacked streams training".split()
+
+
+def on_the_api_pages() -> list[tuple[str, str]]:
     pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "book" / "api").glob("*.md"))
-    named = re.findall(r"auto(?:class|function|data):: ([\w.]+)\.(\w+)", pages)
+    return re.findall(r"auto(?:class|exception|function|data):: ([\w.]+)\.(\w+)", pages)
+
+
+def module_of(name: str) -> Any:
+    """`fabook.streams` is a function of the package and a module: autodoc asks for the module."""
+    return sys.modules.get(name) or pydoc.locate(name)
+
+
+def test_the_book_tool_names_no_paper_of_this_book() -> None:
+    registry = tomllib.loads((ROOT / "book" / "claims.toml").read_text(encoding="utf-8"))
+    ids = [paper["id"] for paper in registry["paper"]]
+    papers = "|".join(name for name in ids if name[-1].isdigit())  # "primer" is a word as well
+    named = re.compile(rf"\b(?:{papers})\b")
+    modules = (ROOT / "book" / "bookkit").glob("*.py")
+    assert [m.name for m in modules if named.search(m.read_text(encoding="utf-8"))] == []
+
+
+def test_the_api_pages_name_what_exists() -> None:
+    named = on_the_api_pages()
     assert len(named) > 50
     for module, name in named:
-        # `fabook.streams` is a function of the package and a module: autodoc asks for the module
-        found = sys.modules.get(module) or pydoc.locate(module)
-        assert hasattr(found, name), f"{module}.{name}"
+        assert hasattr(module_of(module), name), f"{module}.{name}"
+
+
+def test_every_public_function_and_class_is_on_an_api_page() -> None:
+    theory = pkgutil.walk_packages(fabook.theory.__path__, "fabook.theory.")
+    modules = [f"fabook.{name}" for name in PUBLIC] + [found.name for found in theory]
+    named = [getattr(module_of(module), name) for module, name in on_the_api_pages()]
+    missing = [
+        f"{module}.{name}"
+        for module in modules
+        if "._" not in module
+        for name, found in vars(importlib.import_module(module)).items()
+        if getattr(found, "__module__", None) == module and not name.startswith("_")
+        if inspect.isfunction(found) or inspect.isclass(found)
+        if not any(found is other for other in named)
+    ]
+    assert missing == []
 
 
 def test_the_package_runs_as_the_command() -> None:

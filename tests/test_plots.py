@@ -90,6 +90,7 @@ def test_a_rule_of_your_own_is_drawn_as_its_class_says() -> None:
     look = plots.rule_style(Own)
     assert (look["label"], look["color"]) == ("own", "#AA3377")
     assert look == plots.rule_style(rule)
+    assert plots.rule_style("OWN")["label"] == "own"
     others = [plots.rule_style(name) for name in fabook.RULES]
     assert look["marker"] not in [other["marker"] for other in others]
     assert look["linestyle"] not in [other["linestyle"] for other in others]
@@ -168,7 +169,7 @@ def test_theory_is_a_line_and_simulation_is_points() -> None:
     assert line.get_marker() == ""
     assert line.get_color() == plots.RULE_COLOURS["DFA"]
     assert dots[0].get_linestyle() == "None"
-    assert dots[0].get_marker() == plots.RULE_MARKERS["DFA"]
+    assert dots[0].get_marker() == plots.rule_style("DFA")["marker"]
     half_heights = [np.ptp(bar[:, 1]) / 2 for bar in dots[2][0].get_segments()]
     np.testing.assert_allclose(half_heights, [0.1, 0.2])
 

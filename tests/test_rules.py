@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fabook.base import rule_labels
 from fabook.losses import output_error
 from fabook.networks import ACTIVATIONS, Scale, convnet, draw, linear_net, mlp, two_layer
 from fabook.rules import (
@@ -973,6 +974,8 @@ def test_a_rule_of_ones_own_declares_what_it_is(device):
             return super().send(layer, delta.sign(), top)
 
     assert (Signed.label, Signed.colour, Signed.law) == ("signed", "#AA3377", None)
+    assert rule_labels()["signed"] is Signed
+    assert RULES.items() <= rule_labels().items()
     assert (FA.law, BRSF.law, DRTP.law) == ("product", None, None)
     assert "Args:" in Signed.__doc__
     for name in ("generator", "init", "scale", "feedback", "redraw_every"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fabook import BP, DFA, DRTP, FA, mlp, stream, train
+from fabook import BP, DFA, DRTP, FA, Shallow, mlp, stream, train
 from fabook.metrics import weight_alignment
 from fabook.networks import Erf, Scale
 from fabook.rules import Rule
@@ -236,6 +236,44 @@ def test_equals_single_runs_whatever_differs(
     assert [n.training for n in nets[0]] == [n.training for n in nets[1]]
 
 
+class Doubled(FA, fixed=True):
+    """Twice the matrix."""
+
+    def matrix(self, layer: str) -> Tensor:
+        return 2 * super().matrix(layer)
+
+
+class Opposed(DFA, fixed=True):
+    """Direct feedback of the other sign."""
+
+    def matrix(self, layer: str) -> Tensor:
+        return -super().matrix(layer)
+
+
+class Constant(Rule, fixed=True):
+    """One number in the place of every weight."""
+
+    def matrix(self, layer: str) -> Tensor:
+        return torch.full_like(self.weight(layer), 0.3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("kind", [Doubled, Opposed, Constant])
+def test_a_rule_of_ones_own_with_fixed_matrices_equals_single_runs(
+    kind: type[Rule], momentum: float, device: torch.device
+) -> None:
+    together, alone = make(kind, "tanh", device), make(kind, "tanh", device)
+    x, y = problem("cross_entropy", True, device)
+    orders = [stream(r, "order") for r in range(R)]
+    options = {"epochs": 3, "batch_size": 5}
+    train_stacked(together, x, y, lr=0.05, momentum=momentum, generators=orders, **options)
+    for r, rule in enumerate(alone):
+        sgd = torch.optim.SGD(rule.net.parameters(), lr=0.05, momentum=momentum)
+        train(rule, x[r], y[r], optimizer=sgd, generator=stream(r, "order"), **options)
+        for a, b in zip(together[r].net.parameters(), rule.net.parameters(), strict=True):
+            assert (a - b).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_whole_batches_and_probabilities(loss: str) -> None:
     cpu = torch.device("cpu")
@@ -304,10 +342,21 @@ def test_rules_and_runs_that_cannot_be_stacked_are_named() -> None:
     class Mine(FA):
         pass
 
+    class Sent(FA, fixed=True):
+        def send(self, layer: str, delta: Tensor, top: Tensor) -> Tensor:
+            return super().send(layer, delta / 2, top)
+
+    class Moving(FA, fixed=True):
+        def refresh(self) -> None:
+            self.drawn("0").mul_(0.9)
+
+    class Targets(DFA, fixed=True):
+        from_top = DRTP.from_top
+
     cpu = torch.device("cpu")
     x, y = problem("cross_entropy", False, cpu)
-    for kind in (DRTP, Mine):
-        with pytest.raises(ValueError, match=f"one of BP, FA, DFA; got {kind.__name__}"):
+    for kind in (DRTP, Shallow, Mine, Sent, Moving, Targets):
+        with pytest.raises(ValueError, match=f"one of BP, FA, DFA or .* got {kind.__name__}"):
             train_stacked(make(kind, "tanh", cpu), x, y, steps=1, lr=0.1)
     bp = make(BP, "tanh", cpu)
     with pytest.raises(ValueError, match="got BP, FA"):

@@ -57,14 +57,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run_parsers(add: Any) -> None:
-    examples = ["list", "list online_dynamics", "list --runs --json"]
+    examples = ["list", "list a_result", "list --runs --json"]
     text = "List notebooks, parameters of one, or runs."
     made = add("list", text, *examples, options="json out")
     either = made.add_mutually_exclusive_group()
     either.add_argument("name", nargs="?", metavar="NAME", help="show this notebook's parameters")
     either.add_argument("--runs", action="store_true", help="list all runs instead")
     examples = [
-        *("run", "run refinetti2021 --preset paper --jobs 2", "run online_dynamics -p seed=3"),
+        *("run", "run paper2025 --preset paper --jobs 2", "run a_result -p seed=3"),
         *("run week1/hw.md -f params.yaml", "run --scheduler tcp://10.0.0.1:8786"),
     ]
     run = add("run", "Execute notebooks that are not up to date.", *examples, options="out")
@@ -72,8 +72,8 @@ def _run_parsers(add: Any) -> None:
     text = "a notebook, the beginning of its name, a paper, or a file; default: all"
     run.add_argument("names", nargs="*", metavar="NAME", help=text)
     examples = [
-        "sweep online_dynamics -p seed=0..31 -p n_inputs=[100],[500] --plot",
-        "sweep minimum_norm -p h=25,50,100 -p seed=0..9 --scheduler tcp://10.0.0.1:8786",
+        "sweep a_result -p seed=0..31 -p n_inputs=[100],[500] --plot",
+        "sweep a_result -p h=25,50,100 -p seed=0..9 --scheduler tcp://10.0.0.1:8786",
     ]
     text = "Run one notebook over a grid of parameters, into one table."
     sweep = add("sweep", text, *examples, options="out")
@@ -134,7 +134,7 @@ def _running(made: argparse.ArgumentParser) -> None:
 
 def _lab_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
     text = "Open JupyterLab on the sources, as notebooks."
-    made = add("lab", text, "lab", "lab minimum_norm --no-browser", options="out")
+    made = add("lab", text, "lab", "lab a_result --no-browser", options="out")
     made.add_argument("name", nargs="?", metavar="NAME", help="the notebook to show")
     made.add_argument("--port", type=_positive, metavar="N", help="where to serve (8888)")
     made.add_argument("--no-browser", action="store_true", help="open no browser")
@@ -142,7 +142,7 @@ def _lab_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _export_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
     text = "Write plain notebooks, which any Jupyter shows well and which install what they need."
-    examples = ["export --to plain", "export --to week1 --no-solutions minimum_norm chu2023"]
+    examples = ["export --to plain", "export --to week1 --no-solutions a_result paper2025"]
     made = add("export", text, *examples, options="out")
     made.add_argument("names", nargs="*", metavar="NAME", help="as of fabook run; default: all")
     made.add_argument("--to", type=Path, required=True, metavar="DIR", help="where to write")

@@ -169,7 +169,7 @@ def start(notebook: str, values: Mapping[str, Any] | None = None) -> Run:
     """Begin a notebook's record: `run = bookkit.start("paper/notebook", globals())`.
 
     Args:
-        notebook: its name, such as `"refinetti2021/online_dynamics"`.
+        notebook: its name, such as `"paper2025/a_result"`.
         values: the notebook's variables; its parameters are read from them.
 
     It works in any folder. Where there is no registry of claims at all, nothing is judged.

@@ -22,20 +22,9 @@ from bookkit.files import digest, write
 from bookkit.parameters import UsageError
 
 LARGEST = 100_000  # runs of one sweep
-FIXED = (
-    *("run", "notebook", "preset", "status", "claim", "verdict", "quantity", "value", "sd"),
-    *(
-        "n_seeds",
-        "low",
-        "high",
-        "comparison",
-        "bound_low",
-        "bound_high",
-        "holds",
-        "minutes",
-        "device",
-        "error",
-    ),
+FIXED = tuple(
+    "run notebook preset status claim verdict quantity value sd n_seeds low high comparison "
+    "bound_low bound_high holds minutes device error".split()
 )
 Row = dict[str, Any]
 

@@ -11,12 +11,13 @@ $$ \dot r = -M r, \qquad M = J J_{FA}^T, \qquad
 with $\mathcal L = |r|^2/2$: M decides stability, and its quadratic form is the gradient
 alignment without its norms. Derived; for one hidden layer $M = G + H$, the kernels of Song,
 Xu & Lafferty (2021). The statement that alignment is a criterion of stability is the abstract's of
-Chu & Bacho (2024).
+Chu & Bacho (2024), https://arxiv.org/abs/2306.02325.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,11 +30,10 @@ from torch.func import functional_call, jacrev, vmap
 from ..base import Rule
 from ..losses import Loss
 from ..metrics import cosine, cosine_of_all
-from ..networks import ACTIVATIONS, Scale, linear_net
+from ..networks import ACTIVATIONS, Scale, draw, linear_net
 from ..rules import BP
 from ..training import History, Probe, train
-
-Array = NDArray[np.float64]
+from ._arrays import Array
 
 _ELEMENTWISE: tuple[type, ...] = (Scale, *(type(make()) for make in ACTIVATIONS.values()))
 
@@ -215,27 +215,13 @@ def growing_fraction(values: ArrayLike, step: float, updates: int) -> float:
     return float(np.mean(growth > 1 / updates))
 
 
-def growth_rate(values: ArrayLike, step: float) -> float:
-    r"""Rate per update of the log of the loss, $\max_k 2\ln|1 - s\lambda_k|$ (derived).
-
-    Args:
-        values: eigenvalues of M.
-        step: s in $r \leftarrow (I - sM) r$; $s = \eta/N$ for :func:`train_full_batch`.
-
-    Example:
-        >>> round(growth_rate([-0.5, 1.0], 0.1), 4)  # 2 ln 1.05
-        0.0976
-    """
-    return float(2 * np.log(np.abs(1 - step * np.asarray(values)).max()))
-
-
 def linear_loss(matrix: Tensor, residual: Tensor, step: float, steps: ArrayLike) -> Array:
     r"""$|(I - sM)^t r_0|^2/2$: the loss that the fixed point's M predicts (derived).
 
     Args:
         matrix: (n, n) M.
         residual: (n,) $r_0$.
-        step: s, see :func:`growth_rate`.
+        step: s, see :func:`growing_fraction`.
         steps: numbers of updates, rising.
 
     Returns:
@@ -261,46 +247,52 @@ def linear_loss(matrix: Tensor, residual: Tensor, step: float, steps: ArrayLike)
     return np.array(found)
 
 
-def error_alignment(rule: Rule, x: Tensor, errors: Tensor) -> Tensor:
-    r"""Cosine between a rule's update and the gradient for given output errors.
+def dialled_feedback(
+    net: nn.Module, cosine: float, generator: torch.Generator, *, init: str | None = None
+) -> dict[str, Tensor]:
+    r"""Fixed feedback $B_l = c\,W_l + \sqrt{1-c^2}\,R_l$ of a chosen cosine, for FA.
 
-    $\cos(J^T r, J_{FA}^T r)$ over all parameters, read-out included. At a minimum the
-    gradient itself vanishes; this is its alignment for the errors of a perturbation (derived).
+    R is Gaussian, orthogonal to W and of its norm, so that $\cos(B_l, W_l) = c$ exactly. Drawn as
+    the weights were, by ``init``, it gives B their variance instead, and the cosine holds
+    approximately: plain feedback alignment at $c = 0$. At 1 the feedback is that of
+    backpropagation at the first step, and stays there. Derived.
 
     Args:
-        rule, x: as in :func:`jacobian`.
-        errors: (k, N C) errors r.
+        net: one whose weights are in Linear and Conv2d layers, with the present W.
+        cosine: c, in [-1, 1].
+        generator: CPU generator of R.
+        init: distribution of R, a name of :func:`fabook.networks.draw`.
 
     Returns:
-        (k,) cosines.
-    """
-    true, ours = errors @ jacobian(BP(rule.net), x), errors @ jacobian(rule, x)
-    return nn.functional.cosine_similarity(true, ours, dim=1, eps=0.0)
-
-
-def dialled_feedback(weight: Tensor, cosine: float, generator: torch.Generator) -> Tensor:
-    r"""$B = cW + \sqrt{1-c^2}\,R$ with R random, orthogonal to W and of its norm.
-
-    Args:
-        weight: W, the matrix that feedback replaces.
-        cosine: c, the weight alignment that results exactly.
-        generator: CPU generator of R (standard normal before the projection).
+        Matrices by name of the receiving layer, for ``FA(net, feedback=...)``.
 
     Raises:
-        ValueError: for a cosine outside [-1, 1].
+        ValueError: for a cosine out of range, or another layer with weights.
 
     Example:
-        >>> w = torch.ones(3, 4)
-        >>> b = dialled_feedback(w, 0.5, torch.Generator().manual_seed(0))
+        >>> from fabook import mlp
+        >>> net = mlp([4, 3, 2], generator=torch.Generator().manual_seed(0))
+        >>> b = dialled_feedback(net, 0.5, torch.Generator().manual_seed(0))["0"]
+        >>> w = net[2].weight.detach()
         >>> round(float((w * b).sum() / w.norm() / b.norm()), 6)
         0.5
     """
     if not -1 <= cosine <= 1:
         raise ValueError(f"cosine must lie in [-1, 1]; got {cosine}")
-    w = weight.detach()
-    r = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
-    r -= (r * w).sum() / w.square().sum() * w
-    return cosine * w + (1 - cosine**2) ** 0.5 * r * (w.norm() / r.norm())
+    layers = [(n, m) for n, m in net.named_modules() if list(m.parameters(recurse=False))]
+    found: dict[str, Tensor] = {}
+    for (below, _), (name, layer) in itertools.pairwise(layers):
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            raise ValueError(f"the dial is for Linear and Conv2d layers; {name!r} is {layer}")
+        w = layer.weight.detach()
+        if init is None:
+            r = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
+            r -= (r * w).sum() / w.square().sum() * w
+        else:
+            r = draw(w.shape, init, generator=generator, dtype=w.dtype).to(w)
+        size = w.norm() / r.norm() if init is None else 1.0
+        found[below] = cosine * w + math.sqrt(1 - cosine**2) * r * size
+    return found
 
 
 def train_full_batch(
@@ -568,11 +560,6 @@ def chain_alignment(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
     return -chain_exponent(a, c, b=b) / (np.hypot(a, c) * np.hypot(a, b))
 
 
-def chain_invariant(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
-    r"""What the flow conserves, $w_2 - w_1^2/(2b)$: every path lies on a parabola."""
-    return np.asarray(w2, float) - np.asarray(w1, float) ** 2 / (2 * b)
-
-
 def chain_edge(*, y: float = 1.0, b: float = 1.0) -> float:
     r"""The $w_1$ at which fixed points change stability, $-(by)^{1/3}$.
 
@@ -586,21 +573,14 @@ def chain_edge(*, y: float = 1.0, b: float = 1.0) -> float:
 
 
 def chain_flow(
-    w1: ArrayLike,
-    w2: ArrayLike,
-    times: ArrayLike,
-    *,
-    y: float = 1.0,
-    b: float = 1.0,
-    dt: float = 0.005,
+    w1: ArrayLike, w2: ArrayLike, times: ArrayLike, *, y: float = 1.0, b: float = 1.0
 ) -> tuple[Array, Array]:
-    """Paths of the flow from many starts by the classical Runge-Kutta method.
+    """Paths of the flow from many starts.
 
     Args:
         w1, w2: (n,) starts.
         times: (T,) rising times from 0 on.
         y, b: target and feedback.
-        dt: largest time step.
 
     Returns:
         w1 and w2, each (T, n).
@@ -613,24 +593,24 @@ def chain_flow(
         >>> path[:, 0].round(3).tolist()  # ends where w1 (w1^2/2 + 0.375) = 1
         [0.5, 1.063]
     """
+    from scipy.integrate import solve_ivp
+
     at = np.asarray(times, float)
-    if (np.diff(at, prepend=0.0) < 0).any():
+    if (at < 0).any() or (np.diff(at) <= 0).any():
         raise ValueError(f"times must rise from 0 or above; got {at.tolist()}")
-    state = np.stack([np.asarray(w1, float), np.asarray(w2, float)])
+    start = np.stack([np.asarray(w1, float), np.asarray(w2, float)])
 
-    def v(s: Array) -> Array:
-        return np.stack(chain_velocity(*s, y=y, b=b))
+    def velocity(_: float, state: Array) -> Array:
+        return np.concatenate(chain_velocity(*state.reshape(start.shape), y=y, b=b))
 
-    paths, now = [], 0.0
-    for t in at:
-        steps = int(np.ceil((t - now) / dt))
-        h = (t - now) / steps if steps else 0.0
-        for _ in range(steps):
-            k1 = v(state)
-            k2 = v(state + h / 2 * k1)
-            k3 = v(state + h / 2 * k2)
-            state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + v(state + h * k3))
-        now = t
-        paths.append(state)
-    first, second = np.stack(paths, 1)
+    found = solve_ivp(
+        velocity,
+        (0, max(at[-1], 1e-12)),
+        start.ravel(),
+        "DOP853",
+        t_eval=at,
+        rtol=1e-10,
+        atol=1e-12,
+    )
+    first, second = np.moveaxis(found.y.reshape(*start.shape, len(at)), -1, 1)
     return first, second

@@ -1,5 +1,7 @@
 r"""Robertson & Koyejo (2023): what alignment conserves, and the solution it reaches.
 
+The paper is https://arxiv.org/abs/2306.01870v1.
+
 One lemma gives every law (derived; Robertson & Koyejo 2023 state the conservation in their
 abstract). For activations with $\phi(z) = \phi'(z) z$, any loss and any batch, the updates
 $g_l = \sum \delta_l h_{l-1}^T$ obey, for each neuron,
@@ -34,13 +36,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from .._checks import choose
 from ..base import Rule
-from ..networks import Scale, choose
+from ..networks import Scale
+from ._arrays import Array, _float
 
 # --- the laws ------------------------------------------------------------------------------------
 
 
-def conserved(rule: Rule, *, control: bool = False) -> dict[str, Tensor]:
+def conserved(rule: Rule, *, normalised: bool = False, control: bool = False) -> dict[str, Tensor]:
     r"""What gradient flow under a rule conserves, for each neuron of each hidden layer.
 
     $$ C_{l,j} = \tfrac12 \|W_l[j,:]\|^2 + \tfrac12 b_{l,j}^2 - P_{l,j}, $$
@@ -56,16 +60,28 @@ def conserved(rule: Rule, *, control: bool = False) -> dict[str, Tensor]:
     A layer's quantity is the sum over its neurons. A convolution's neurons are its channels; where
     Flatten follows, a channel owns all the columns above that read it.
 
+    Normalisation between each hidden layer and its activation forgets the size of its input. So the
+    norm of the weights below it is conserved by itself, and its own scale and shift take their
+    place in the law (derived; both to the order of the module's ``eps`` over the variance):
+
+    $$ \tfrac12 \|W_l\|^2 + \tfrac12 \|b_l\|^2, \qquad
+       \tfrac12 (\gamma_{l,j}^2 + \beta_{l,j}^2) - P_{l,j}. $$
+
+    The first holds for each neuron under BatchNorm, for the whole layer under LayerNorm.
+
     Args:
         rule: one whose class declares a ``law``: BP, FA, DFA, uSF, frSF and Kolen-Pollack do.
+        normalised: the laws of networks with BatchNorm or LayerNorm.
         control: give the same quantities where the network has no law, to see them drift.
 
     Returns:
-        float64 vectors (n_l) by layer name.
+        float64 vectors (n_l) by layer name; by ``"<layer> weights"`` and ``"<layer> scales"`` with
+        ``normalised``.
 
     Raises:
         ValueError: for rules without a law; where two layers do not share their units; for a module
-            between them that is not positively homogeneous, and for weights that are frozen.
+            between them that is not positively homogeneous, and for weights that are frozen; with
+            ``normalised``, for a hidden layer without BatchNorm or LayerNorm of its own.
 
     Example:
         >>> from fabook import mlp, FA
@@ -74,45 +90,8 @@ def conserved(rule: Rule, *, control: bool = False) -> dict[str, Tensor]:
         >>> conserved(rule)["0"].shape
         torch.Size([3])
     """
-    return {
-        law.name: law.norm() - law.partner() for law in conserved_quantities(rule, control=control)
-    }
-
-
-def conserved_normalised(rule: Rule) -> dict[str, Tensor]:
-    r"""The laws of networks with BatchNorm or LayerNorm between each hidden layer and activation.
-
-    Normalisation forgets the size of its input, so the norm of the weights below it is conserved
-    by itself, and its own scale and shift take their place in the law (derived):
-
-    $$ \tfrac12 \|W_l\|^2 + \tfrac12 \|b_l\|^2, \qquad
-       \tfrac12 (\gamma_{l,j}^2 + \beta_{l,j}^2) - P_{l,j}. $$
-
-    The first holds for each neuron under BatchNorm, and for the whole layer under LayerNorm, which
-    normalises over the neurons; both hold to the order of the module's ``eps`` over the variance.
-
-    Args:
-        rule: as in :func:`conserved`.
-
-    Returns:
-        float64 vectors by ``"<layer> weights"`` and ``"<layer> scales"``.
-
-    Raises:
-        ValueError: for a hidden layer without BatchNorm or LayerNorm of its own; as
-            :func:`conserved`.
-
-    Example:
-        >>> from fabook import mlp, FA
-        >>> g = torch.Generator().manual_seed(0)
-        >>> net = mlp([4, 3, 2], activation="relu", generator=g)
-        >>> net.insert(1, torch.nn.BatchNorm1d(3))[1].num_features
-        3
-        >>> list(conserved_normalised(FA(net, generator=g)))
-        ['0 weights', '0 scales']
-    """
-    return {
-        law.name: law.norm() - law.partner() for law in conserved_quantities(rule, normalised=True)
-    }
+    laws = conserved_quantities(rule, normalised=normalised, control=control)
+    return {law.name: law.norm() - law.partner() for law in laws}
 
 
 @dataclass(frozen=True)
@@ -120,7 +99,7 @@ class ConservedQuantity:
     """A conservation law of one layer: half the squares of some weights, minus their partner.
 
     Attributes:
-        name: the key in :func:`conserved` or :func:`conserved_normalised`.
+        name: the key in :func:`conserved`.
         incoming: current weights that count with half their squares, (n, k).
         pair: current outgoing weights and feedback in their place, (n, m) each; None for none.
         kind: ``weight`` where the partner is half the squares of the outgoing weights,
@@ -148,13 +127,11 @@ class ConservedQuantity:
 def conserved_quantities(
     rule: Rule, *, normalised: bool = False, biases: bool = True, control: bool = False
 ) -> list[ConservedQuantity]:
-    """The laws behind :func:`conserved` and :func:`conserved_normalised`, bottom to top.
+    """The laws behind :func:`conserved`, bottom to top.
 
     Args:
-        rule: as there.
-        normalised: the laws of networks with normalisation.
+        rule, normalised, control: as there.
         biases: whether biases count into the norm; without them, no law holds where they learn.
-        control: as there.
 
     Raises:
         ValueError: as there.
@@ -437,12 +414,6 @@ def dominant_start(rule: Rule, factor: float = 1.2) -> None:
 
 
 # --- minimum norm --------------------------------------------------------------------------------
-
-Array = np.ndarray
-
-
-def _float(value: ArrayLike) -> Array:
-    return np.asarray(value, dtype=float)
 
 
 def solution(X: ArrayLike, Y: ArrayLike) -> Array:

@@ -9,27 +9,27 @@ $$ \dot{\mathcal L} = -\sum_j \left(\frac{\partial \mathcal L}{\partial w_j}\rig
           - \sum_j (w_j b_j)\,\|G_j\|^2,
           \qquad c_j = w_j b_j - \tfrac12 \|u_j\|^2 \text{ conserved.} $$
 
-Robertson & Koyejo (2024) prove convergence from "alignment dominance". The abstract does not define
-it; here it means $c_j \ge 0$ for every neuron at the start, our reconstruction. All formulas
-of this module are derived.
+Robertson & Koyejo (2024), https://arxiv.org/abs/2306.01870, prove convergence from "alignment
+dominance". The abstract does not define it; here it means $c_j \ge 0$ for every neuron at the
+start, our reconstruction. All formulas of this module are derived.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
 from ..base import Rule
 from ..losses import Loss, output_error
-from ..networks import draw
 from ..rules import BP, FA
+from ._arrays import crossing
+from .chu2023 import dialled_feedback as dialled_feedback
 from .robertson2023 import conserved
 
 
@@ -327,50 +327,7 @@ def margin_direction(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
     return v.to(x), float((z @ v).min())
 
 
-# --- many classes: the dial between random and exact feedback ------------------------------------
-
-
-def dialled_feedback(
-    net: nn.Module, rho: float, generator: Generator, *, init: str = "xavier_uniform"
-) -> dict[str, Tensor]:
-    r"""Fixed feedback $B_l = \rho\,W_l(0) + \sqrt{1-\rho^2}\,R_l$ for feedback alignment.
-
-    With $R_l$ drawn as the weights were, B has their variance for every $\rho$, and
-    $\cos(B_l, W_l(0)) \approx \rho$. At $\rho = 0$ this is plain feedback alignment; at
-    1 the feedback is that of backpropagation at the first step and stays there. Derived.
-
-    Args:
-        net: ``nn.Sequential`` whose weights are in Linear and Conv2d layers, before training.
-        rho: in [-1, 1].
-        generator: CPU generator of R.
-        init: distribution of R, a name of :func:`fabook.networks.draw`; that of the weights.
-
-    Returns:
-        Matrices by name of the receiving layer, for ``FA(net, feedback=...)``.
-
-    Raises:
-        ValueError: for rho out of range, or another layer with weights.
-
-    Example:
-        >>> import torch
-        >>> from fabook import mlp
-        >>> g = torch.Generator().manual_seed(0)
-        >>> net = mlp([4, 3, 2], init="xavier_uniform", generator=g)
-        >>> B = dialled_feedback(net, 1.0, g)
-        >>> bool((B["0"] == net[2].weight).all())
-        True
-    """
-    if not -1 <= rho <= 1:
-        raise ValueError(f"rho must lie in [-1, 1]; got {rho}")
-    layers = [(n, m) for n, m in net.named_modules() if list(m.parameters(recurse=False))]
-    found: dict[str, Tensor] = {}
-    for (below, _), (name, layer) in pairwise(layers):
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
-            raise ValueError(f"the dial is for Linear and Conv2d layers; {name!r} is {layer}")
-        weight = layer.weight.detach()
-        noise = draw(weight.shape, init, generator=generator, dtype=weight.dtype).to(weight)
-        found[below] = rho * weight + math.sqrt(1 - rho**2) * noise
-    return found
+# --- many classes --------------------------------------------------------------------------------
 
 
 def above_chance(accuracy: float, n_classes: int) -> float:
@@ -408,8 +365,4 @@ def at_training_accuracy(train: ArrayLike, test: ArrayLike, level: float) -> flo
         raise ValueError(f"curves must have one length; got {reached.shape} and {seen.shape}")
     if not level <= reached[-1]:
         return math.nan
-    first = int((reached >= level).argmax())
-    if first == 0:
-        return float(seen[0])
-    share = (level - reached[first - 1]) / (reached[first] - reached[first - 1])
-    return float(seen[first - 1] + share * (seen[first] - seen[first - 1]))
+    return float(crossing(seen, reached, level))

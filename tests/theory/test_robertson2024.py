@@ -129,7 +129,7 @@ def net(seed: int = 0) -> nn.Sequential:
 @pytest.mark.parametrize("rho", [-0.5, 0.0, 0.3, 0.9])
 def test_dial_sets_the_cosine_and_keeps_the_size(rho):
     made = net()
-    feedback = dialled_feedback(made, rho, stream(0, "feedback"))
+    feedback = dialled_feedback(made, rho, stream(0, "feedback"), init="xavier_uniform")
     assert list(feedback) == ["0", "2"]
     for name, above in (("0", made[2]), ("2", made[4])):
         assert float(cosine(feedback[name], above.weight)) == pytest.approx(rho, abs=0.1)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...networks import choose
+from ..._checks import choose
 
 STRUCTURES = ("convolution", "local", "full")
 

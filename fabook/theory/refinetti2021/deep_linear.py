@@ -20,12 +20,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Generator, Tensor, nn
 
+from ..._checks import choose
 from ...losses import Loss, output_error
 from ...metrics import cosine
-from ...networks import choose, draw, linear_net
+from ...networks import draw, linear_net
 from ...rules import DFA
-
-Array = NDArray[np.float64]
+from .._arrays import Array, crossing
 
 __all__ = [
     "RecursionHistory",
@@ -113,6 +113,9 @@ def mode_dynamics(s: ArrayLike, depth: int, times: ArrayLike) -> Array:
 
     Returns:
         (n_t, n, L).
+
+    Raises:
+        ValueError: times that do not increase, or fewer than 2 layers.
 
     Example:
         >>> path = mode_dynamics([1.0, 0.2], 3, [0.0, 50.0])
@@ -227,28 +230,6 @@ def worst_alignment(s: ArrayLike, depth: int, times: ArrayLike) -> Array:
     P, _ = _factors(np.asarray(s, dtype=np.float64), depth, times)
     root = np.sqrt(P.max(1) / P.min(1))
     return np.asarray(2 * root / (1 + root**2))
-
-
-def crossing(times: ArrayLike, curve: ArrayLike, level: float) -> float:
-    """First time at which a curve reaches a level, interpolated; NaN if it never does.
-
-    Args:
-        times: (n_t), increasing.
-        curve: (n_t).
-        level: the level to reach from below.
-
-    Example:
-        >>> crossing([0.0, 1.0, 2.0], [0.0, 0.2, 0.6], 0.4)
-        1.5
-    """
-    t, y = np.asarray(times, dtype=np.float64), np.asarray(curve, dtype=np.float64)
-    above = np.flatnonzero(y >= level)
-    if above.size == 0:
-        return float("nan")
-    i = int(above[0])
-    if i == 0:
-        return float(t[0])
-    return float(t[i - 1] + (level - y[i - 1]) / (y[i] - y[i - 1]) * (t[i] - t[i - 1]))
 
 
 # --- the matrices of a network -------------------------------------------------------------------

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arrays import Array
 from .online import (
     _readout,
     _velocity,
@@ -36,9 +37,7 @@ from .online import (
     passage_time,
 )
 
-Array = NDArray[np.float64]
-
-__all__ = ["Plateau", "jacobian", "linear_noise", "plateau", "step_covariance"]
+__all__ = ["Plateau", "jacobian", "linear_noise", "plateau"]
 
 _STEP = 1e-6  # of differences; order parameters are of order one
 
@@ -85,7 +84,11 @@ class _System:
         return ((rise[: self.size] - rise[self.size :]) / (2 * _STEP)).T
 
     def covariance(self, y: Array, nodes: int) -> Array:
-        """D, by Gauss-Hermite quadrature over the K + M fields."""
+        r"""D, by Gauss-Hermite quadrature over the K + M fields, to leading order in N.
+
+        $$ \xi = (p_i \lambda_k + p_k \lambda_i + p_i p_k,\; p_i \nu_n,\; \eta\, g_i \Delta),
+           \quad p_i = \eta f_i g'_i \Delta. $$
+        """
         from scipy.special import erf
 
         Q, R, v = self.unpack(y)
@@ -155,40 +158,6 @@ def jacobian(
     return system.jacobian(system.pack(Q, R, v))
 
 
-def step_covariance(
-    Q: ArrayLike,
-    R: ArrayLike,
-    T: ArrayLike,
-    v: ArrayLike,
-    A: ArrayLike,
-    *,
-    feedback: ArrayLike | None = None,
-    lr: float,
-    nodes: int = 16,
-) -> Array:
-    r"""$D = \operatorname{Cov} \xi$, where $\xi / N$ is what one input adds to $y$.
-
-    $$ \xi = \big(p_i \lambda_k + p_k \lambda_i + p_i p_k,\; p_i \nu_n,\; \eta\, g_i \Delta \big),
-       \qquad p_i = \eta f_i g'_i \Delta, $$
-
-    to leading order in N, where $\lvert x \rvert^2 = N$. Its mean is $\dot y$.
-
-    Args:
-        Q, R, T, v, A, feedback, lr: as for :func:`jacobian`.
-        nodes: of the Gauss-Hermite quadrature, along each of K + M axes.
-
-    Returns:
-        (P, P), in the coordinates of :func:`jacobian`.
-
-    Example:
-        >>> D = step_covariance(np.eye(1), np.eye(1), np.eye(1), [0.0], [1.0], lr=0.1)
-        >>> D.shape, round(float(D[2, 2]), 5)  # lr^2 (1 / 5 - 1 / 9)
-        ((3, 3), 0.00089)
-    """
-    system = _system(Q, T, A, feedback, lr)
-    return system.covariance(system.pack(Q, R, v), nodes)
-
-
 def linear_noise(
     Q0: ArrayLike,
     R0: ArrayLike,
@@ -208,7 +177,7 @@ def linear_noise(
         feedback: F, (K), or None for back-propagation.
         lr: learning rate.
         times: increasing times > 0, (n_t).
-        nodes: see :func:`step_covariance`.
+        nodes: of the Gauss-Hermite quadrature, along each of K + M axes.
 
     Returns:
         y (n_t, P) and Sigma (n_t, P, P), in the coordinates of :func:`jacobian`.
@@ -314,7 +283,7 @@ def plateau(
         lr: learning rate.
         time: at which the path is near the plateau.
         level: error at which a run has escaped, as a share of the plateau's.
-        nodes: see :func:`step_covariance`.
+        nodes: of the Gauss-Hermite quadrature, along each of K + M axes.
 
     Raises:
         ValueError: no fixed point is found there, or one from which nothing escapes: it is stable,

@@ -22,9 +22,9 @@ from math import comb
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from .._arrays import Array, _float, crossing
 
 __all__ = [
     "I2",
@@ -48,10 +48,6 @@ _DIVERGED = 1e8  # an order parameter beyond this is on its way to infinity
 _RUNS_AT_ONCE = 64  # in one solver call: ten times faster than one run at a time
 
 
-def _float(value: ArrayLike) -> Array:
-    return np.asarray(value, dtype=np.float64)
-
-
 def _unknown(activation: str, allowed: str) -> ValueError:
     return ValueError(f"activation must be one of {allowed}, got {activation!r}")
 
@@ -66,6 +62,9 @@ def joint_covariance(Q: ArrayLike, R: ArrayLike, T: ArrayLike) -> Array:
 
     Returns:
         (..., K + M, K + M).
+
+    Raises:
+        ValueError: shapes that do not fit.
 
     Example:
         >>> joint_covariance([[1.0]], [[0.5]], [[2.0]]).tolist()
@@ -106,6 +105,9 @@ def I2(C: ArrayLike, *, activation: str = "erf") -> Array:
     Returns:
         (..., P, P).
 
+    Raises:
+        ValueError: another activation.
+
     Example:
         >>> round(float(I2([[1.0]])[0, 0]), 6)  # (2 / pi) arcsin(1 / 2) = 1 / 3
         0.333333
@@ -141,6 +143,9 @@ def J2(C: ArrayLike, *, activation: str = "erf", units: int | None = None) -> Ar
 
     Returns:
         (..., U, U).
+
+    Raises:
+        ValueError: another activation.
     """
     C = _float(C)[..., :units, :units]
     if activation == "linear":
@@ -169,6 +174,9 @@ def I3(C: ArrayLike, *, activation: str = "erf", units: int | None = None) -> Ar
 
     Returns:
         (..., U, P, P), indexed [a, b, c].
+
+    Raises:
+        ValueError: another activation.
     """
     C = _float(C)
     rows = C[..., :units, :]  # (..., U, P)
@@ -200,6 +208,9 @@ def I4(C: ArrayLike, *, activation: str = "erf", units: int | None = None) -> Ar
 
     Returns:
         (..., U, U, P, P), indexed [a, b, c, d].
+
+    Raises:
+        ValueError: another activation.
     """
     C = _float(C)
     rows = C[..., :units, :]  # (..., U, P)
@@ -536,6 +547,9 @@ def learning_probability(M: int, K: int) -> float:
         M: teacher units, all with positive read-out weights.
         K: student units.
 
+    Raises:
+        ValueError: a negative number.
+
     Example:
         >>> [learning_probability(2, K) for K in (2, 3, 4)]
         [0.25, 0.5, 0.6875]
@@ -648,14 +662,5 @@ def passage_time(t: ArrayLike, curve: ArrayLike, level: float) -> Array:
         >>> round(float(passage_time([1, 10, 100], [1.0, 0.1, 0.01], 0.02)), 6)
         50.0
     """
-    x, y = np.log(_float(t)), _float(curve)
-    y, goal = np.log(np.maximum(y, np.finfo(float).tiny)), np.log(level)
-    below = y <= goal
-    i = below.argmax(-1)  # the first point below; 0 also where there is none
-    after, before = (
-        np.take_along_axis(y, j[..., None], -1)[..., 0] for j in (i, np.maximum(i - 1, 0))
-    )
-    drop = np.where(i > 0, before - after, 1.0)
-    part = np.where(i > 0, (before - goal) / drop, 1.0)
-    passed = x[np.maximum(i - 1, 0)] * (1 - part) + x[i] * part
-    return np.where(below.any(-1), np.exp(passed), np.nan)
+    fall = -np.log(np.maximum(_float(curve), np.finfo(float).tiny))
+    return np.exp(crossing(np.log(_float(t)), fall, -np.log(level)))

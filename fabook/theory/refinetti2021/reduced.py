@@ -35,6 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Generator, Tensor
 
 from ...streams import stream
+from .._arrays import Array
 from .online import joint_covariance
 from .simulation import (
     _ACTIVATIONS,
@@ -45,8 +46,6 @@ from .simulation import (
     _read_outs,
     _wanted,
 )
-
-Array = NDArray[np.float64]
 
 __all__ = ["ReducedState", "initial_conditions", "train_online"]
 
@@ -210,6 +209,9 @@ def initial_conditions(
         feedback: F, (K) for all runs; standard normal by default.
         dtype: of the result; the draws are made in double precision.
 
+    Raises:
+        ValueError: fewer inputs than K + M, or values of another shape.
+
     Example:
         >>> start = initial_conditions(range(3), 10**6, 4, 2, teacher_output=[1, 1])
         >>> start.w.shape, bool(abs(start.order_parameters()["T"][0, 0, 0] - 1) < 0.01)
@@ -350,7 +352,7 @@ def train_online(
     noise: float = 0.0,
     probe_at: Sequence[int] | NDArray[np.int64] | None = None,
     tol: float | None = None,
-    progress: bool | None = None,
+    progress: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> OnlineRun[ReducedState]:
@@ -372,7 +374,7 @@ def train_online(
         noise: standard deviation of the noise on the teacher's output.
         probe_at: steps at which to measure, 0 to `steps`; 0 and 60 log-spaced ones by default.
         tol: stop at the first probe where the error of every run is below it.
-        progress: show a progress bar; by default on a terminal only.
+        progress: show a progress bar on a terminal.
         dtype, device: cast and move `start` first. Single precision loses steps of lr / N < 1e-6.
 
     Raises:

@@ -12,7 +12,6 @@ the limit of large N.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import log, pi, sqrt
@@ -24,10 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Generator, Tensor
 
 from ...streams import stream
-from ...training import log_steps
+from ...training import _progress_bar, log_steps
+from .._arrays import Array
 from .online import alignment, generalisation_error
-
-Array = NDArray[np.float64]
 
 __all__ = ["OnlineRun", "OnlineState", "initial_conditions", "train_online"]
 
@@ -262,7 +260,7 @@ def train_online(
     noise: float = 0.0,
     probe_at: Sequence[int] | NDArray[np.int64] | None = None,
     tol: float | None = None,
-    progress: bool | None = None,
+    progress: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> OnlineRun[OnlineState]:
@@ -281,7 +279,7 @@ def train_online(
         noise: standard deviation of the noise on the teacher's output.
         probe_at: steps at which to measure, 0 to `steps`; 0 and 60 log-spaced ones by default.
         tol: stop at the first probe where the error of every run is below it.
-        progress: show a progress bar; by default on a terminal only.
+        progress: show a progress bar on a terminal.
         dtype, device: cast and move `start` first.
 
     Raises:
@@ -337,21 +335,20 @@ def _follow(
     steps: int,
     wanted: NDArray[np.int64],
     tol: float | None,
-    progress: bool | None,
+    progress: bool,
 ) -> OnlineRun[State]:
     """Make the steps, probe where wanted, stop at a divergence or below the tolerance."""
     seen: list[dict[str, Array]] = []
-    at, on_probe, bar = 0, set(wanted.tolist()), _bar(steps, progress)
-    for stop in sorted(on_probe.union(range(0, steps, _CHECK_EVERY), [steps])):
+    at, on_probe = 0, set(wanted.tolist())
+    stops = sorted(on_probe.union(range(0, steps, _CHECK_EVERY), [steps]))
+    for stop in _progress_bar(stops, progress, "runs"):
         batch.advance(stop - at)
         _check(batch, at, stop)
-        bar.update(stop - at)
         at = stop
         if stop in on_probe:
             seen.append(batch.measure())
             if tol is not None and (seen[-1]["error"] < tol).all():
                 break
-    bar.close()
     path = {name: np.stack([s[name] for s in seen], axis=1) for name in seen[0]}
     T, kept = path.pop("T")[:, 0], wanted[: len(seen)]
     F = np.nan if batch.F is None else batch.F.double().cpu().numpy()[:, None]
@@ -375,19 +372,3 @@ def _check(batch: _Moving[State], before: int, after: int) -> None:
                 f"steps {before} and {after} (t = {after / batch.N:.4g}) with lr = {batch.lr}; "
                 "a smaller learning rate helps"
             )
-
-
-def _bar(total: int, progress: bool | None) -> Any:
-    """A progress bar, or one that shows nothing where tqdm is absent and none was asked for."""
-    shown = sys.stderr.isatty() if progress is None else progress
-    if not shown:
-        return _NoBar()
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="step", unit_scale=True)
-
-
-class _NoBar:
-    def update(self, n: int) -> None: ...
-
-    def close(self) -> None: ...

@@ -3,19 +3,17 @@ r"""Kernels of two-layer networks under feedback alignment, and the alignment th
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from numpy.typing import ArrayLike
+from torch import Tensor
 
-from ...networks import choose
+from ..._checks import choose
 from ...rules import FA
 from ...stacked import _LOCAL
+from .._arrays import Array
 from .reduction import _parts
-
-Array = NDArray[np.float64]
 
 
 def kernel_matrices(rule: FA, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,22 +36,12 @@ def kernel_matrices(rule: FA, x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: another rule or network.
     """
     parts = _parts(rule, x, x.new_zeros(len(x)))
-    return _kernels(parts.activation, parts.x @ parts.W.T, parts.beta, parts.b, parts.x @ parts.x.T)
-
-
-def kernels_of(state: Any) -> tuple[Tensor, Tensor]:
-    """The kernels of a state of :func:`.train_two_layer`, for its probes."""
-    return _kernels(state.activation, state.Z, state.beta, state.b, state.K)
-
-
-def _kernels(
-    activation: nn.Module, Z: Tensor, beta: Tensor, b: Tensor, K: Tensor
-) -> tuple[Tensor, Tensor]:
-    forward, backward = _LOCAL[type(activation)]
-    hidden, saved = forward(activation, Z)
-    slope = backward(activation, torch.ones_like(Z), saved)
-    p = Z.shape[1]
-    return hidden @ hidden.T / p, (slope * (b * beta)) @ slope.T / p * K
+    Z = parts.x @ parts.W.T
+    forward, backward = _LOCAL[type(parts.activation)]
+    hidden, saved = forward(parts.activation, Z)
+    slope = backward(parts.activation, torch.ones_like(Z), saved)
+    p, K = Z.shape[1], parts.x @ parts.x.T
+    return hidden @ hidden.T / p, (slope * (parts.b * parts.beta)) @ slope.T / p * K
 
 
 def limit_kernel(x: Tensor, activation: str, *, layer: int = 2) -> Tensor:

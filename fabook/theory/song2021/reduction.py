@@ -30,12 +30,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..._checks import choose
 from ...metrics import cosine
-from ...networks import Scale, choose
+from ...networks import Scale
 from ...rules import FA
 from ...stacked import _LOCAL
-
-Array = NDArray[np.float64]
+from .._arrays import Array
 
 _CHECK_EVERY = 1000  # steps between two looks for divergence
 

@@ -36,6 +36,12 @@ def point(**names):
     return {name.removesuffix("0"): value for name, value in POINT.items()} | names
 
 
+def covariance(feedback, nodes=16):
+    """D at POINT, as linear_noise and plateau take it."""
+    system = fluctuations._System(POINT["T"], POINT["A"], feedback, 0.5, 2)
+    return system.covariance(system.pack(POINT["Q0"], POINT["R0"], POINT["v0"]), nodes)
+
+
 @pytest.fixture(scope="module")
 def dfa():
     return fluctuations.plateau(**SYMMETRIC, v0=[0, 0], feedback=[1, -1], lr=2.0, time=100)
@@ -47,7 +53,7 @@ def test_mean_and_covariance_of_one_step(rule):
     y = coordinates(drawn(POINT, runs, N, rule=rule, time=1 / N))
     moves = N * (y[:, 1] - y[:, 0])
     feedback = F if rule == "DFA" else None
-    D = fluctuations.step_covariance(**point(), feedback=feedback, lr=0.5)
+    D = covariance(feedback)
     found = np.cov(moves.T)
     centred = moves - moves.mean(0)
     error = np.einsum("ra,rb->rab", centred, centred).std(0) / np.sqrt(runs)
@@ -70,9 +76,7 @@ def path_of_one(path):
 
 
 def test_quadrature_has_converged():
-    few, many = (
-        fluctuations.step_covariance(**point(), feedback=F, lr=0.5, nodes=n) for n in (16, 24)
-    )
+    few, many = (covariance(F, nodes=n) for n in (16, 24))
     np.testing.assert_allclose(few, many, rtol=2e-3, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from fabook.networks import Scale, convnet, mlp
 from fabook.rules import BP, BRSF, FA, FRSF, RULES, USF, KolenPollack
 from fabook.streams import stream
 from fabook.theory.chu2023 import jacobian
-from fabook.theory.robertson2023 import Invariants, conserved, conserved_normalised
+from fabook.theory.robertson2023 import Invariants, conserved
 
 few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
 double = torch.float64
@@ -217,7 +217,7 @@ def normalised_net(kind, seed=0):
 def test_normalisation_moves_the_law_to_its_scale_and_shift(rule, kind):
     net = normalised_net(kind)
     bound = make(rule, net)
-    start = conserved_normalised(bound)
+    start = conserved(bound, normalised=True)
     said = {name: torch.zeros_like(c) for name, c in start.items()}
     for step in range(10):
         before = {k: p.detach().clone() for k, p in net.named_parameters()}
@@ -230,7 +230,7 @@ def test_normalisation_moves_the_law_to_its_scale_and_shift(rule, kind):
             if which == "scales" and rule == "BP":
                 above = f"{int(layer) + 3}.weight"
                 said[name] -= (now[above] - before[above]).square().sum(0) / 2
-    got = conserved_normalised(bound)
+    got = conserved(bound, normalised=True)
     assert list(got) == [n for n in said if rule != "DFA" or n.startswith("3")]
     for name, c in got.items():
         torch.testing.assert_close(c - start[name], said[name], rtol=0, atol=1e-12)
@@ -241,7 +241,7 @@ def test_normalisation_moves_the_law_to_its_scale_and_shift(rule, kind):
 def test_the_moved_law_needs_normalisation_with_scale(extra):
     net = nn.Sequential(nn.Linear(5, 4), *extra, nn.ReLU(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="layer '0' needs one BatchNorm or LayerNorm"):
-        conserved_normalised(make("FA", net))
+        conserved(make("FA", net), normalised=True)
 
 
 class Signed(FA, label="signed"):
