@@ -815,7 +815,7 @@ def draw_escapes(ax: Any, escapes: Any, control: Any) -> None:
         line = np.interp(np.log(fine), np.log(n), one["mean"].values)
         draw_means(ax, n, one["time"].values, rule=rule)
         plots.theory_line(ax, fine, line, rule=rule, label=None, linestyle="-")
-    look = {"color": plots.RULE_COLOURS["DFA"], "marker": "^", "label": "DFA, displaced"}
+    look = {"color": plots.RULE_COLOURS["DFA"], "marker": "v", "label": "DFA, off plateau"}
     draw_means(ax, control["n_inputs"].values, control["time"].values, **look)
     ax.set(xscale="log", xlabel="inputs $N$", title="mean time of escape")
     ax.set_ylim(0, 1.5 * float(escapes["mean"].max()))
