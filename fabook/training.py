@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import operator
 import sys
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,14 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ._checks import HOW, check_rate, choose
 from .base import Rule, check_rule
 from .losses import Loss
+from .measuring import peak_bytes as peak_bytes
+from .measuring import step_times as step_times
 from .metrics import Alignment
 from .stack import evaluating
+from .tuning import Tuned as Tuned
+from .tuning import tune as tune
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,6 @@ Probe = Callable[[], Any]
 
 _CHECK_EVERY = 100  # updates between two looks for divergence
 _KEEP = 1000  # losses that are held as tensors of their own
-_RATES = [float(f"{digit}e{power}") for power in range(-7, 3) for digit in (1, 3)]
 
 
 @dataclass
@@ -477,147 +476,3 @@ def _hits(net: nn.Module, output: Tensor, y: Tensor, axis: int | None) -> tuple[
         raise ValueError(f"labels must lie in [0, {classes}) or be -100; got {wrong[0]}")
     right = (output.argmax(found) == y) & ~output.isnan().any(found)
     return int((right & counts).sum()), int(counts.sum())
-
-
-def step_times(
-    steps: Mapping[str, Callable[[], Any]],
-    *,
-    repeats: int = 50,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Seconds that each of several functions takes, called in turn so that all meet the same load.
-
-    The 10th percentile of the calls, which leaves out most of what other programs add.
-
-    Args:
-        steps: functions without arguments by name.
-        repeats: calls of each, after one to warm up.
-        clock: what tells the seconds; ``time.thread_time`` counts this thread's work alone.
-
-    Raises:
-        ValueError: if ``repeats`` is not positive.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be positive; got {repeats}")
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            begin = clock()
-            step()
-            if repeat:
-                times[name].append(clock() - begin)
-    return {name: float(np.quantile(seen, 0.1)) for name, seen in times.items()}
-
-
-class _Allocations(TorchDispatchMode):
-    """Counts the bytes of every storage that operators make, until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: dict[int, int] = {}  # address -> bytes that count
-        self.watched: list[Any] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for found in tree_leaves((args, kwargs or {})):
-            self._see(found, counts=False)
-        made = func(*args, **(kwargs or {}))
-        for found in tree_leaves(made):
-            self._see(found, counts=True)
-        return made
-
-    def _see(self, found: Any, *, counts: bool) -> None:
-        if not isinstance(found, Tensor):
-            return
-        storage = found.untyped_storage()
-        address, size = storage.data_ptr(), storage.nbytes()
-        if not address or address in self.known:
-            return
-        self.known[address] = size if counts else 0
-        self.watched.append(weakref.finalize(storage, self._free, address))
-        self.now += self.known[address]
-        self.peak = max(self.peak, self.now)
-
-    def _free(self, address: int) -> None:
-        self.now -= self.known.pop(address, 0)
-
-    def close(self) -> None:
-        """Forget what is still there."""
-        for each in self.watched:
-            each.detach()
-
-
-def peak_bytes(step: Callable[[], Any]) -> int:
-    """Most bytes that the tensors made by a function hold at one moment of a call.
-
-    What was there before does not count, nor does what a kernel needs within itself: the number
-    belongs to the algorithm and not to the machine, and small networks have one as well.
-
-    Args:
-        step: function without arguments, such as an update; called twice, first to warm up.
-
-    Example:
-        >>> x = torch.ones(1000)  # 4 bytes a number
-        >>> peak_bytes(lambda: (x + 1).sum())
-        4004
-    """
-    step()
-    with _Allocations() as seen:
-        step()
-    seen.close()
-    return seen.peak
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A learning rate and what it was chosen from; see :func:`tune`.
-
-    Attributes:
-        rate: the best of those tried.
-        scores: score of each rate tried, from the smallest rate on; empty if nothing was scored.
-        inside: whether a smaller and a larger rate were tried.
-    """
-
-    rate: float
-    scores: dict[float, float]
-    inside: bool
-
-
-def tune(score: Callable[[float], float], rates: Iterable[float], *, reach: int = 3) -> Tuned:
-    """Choose the learning rate with the highest score from a grid that grows around it.
-
-    While the best rate is the smallest or the largest one tried, the next of 1, 3, 10, 30, ...
-    (times a power of ten) beyond it is tried as well. Of equal scores the smallest rate counts.
-
-    Args:
-        score: function of a rate, such as accuracy on data held out; NaN where a run diverged.
-        rates: rates to begin with, positive.
-        reach: how many rates may be tried beyond either end. With one rate and ``reach=0`` there is
-            nothing to choose, and nothing is scored.
-
-    Raises:
-        ValueError: no rate, or one that is not a positive number; every score is NaN.
-
-    Example:
-        >>> found = tune(lambda rate: -abs(rate - 0.3), [0.01, 0.03])
-        >>> found.rate, found.inside, list(found.scores)
-        (0.3, True, [0.01, 0.03, 0.1, 0.3, 1.0])
-    """
-    new = sorted(set(rates))
-    if not new or not all(rate > 0 and math.isfinite(rate) for rate in new):
-        raise ValueError(f"rates must be positive numbers, one or more; got {new}")
-    if len(new) == 1 and not reach:
-        return Tuned(new[0], {}, False)
-    low, high = new[0], new[-1]
-    below = [rate for rate in _RATES if rate < 0.99 * low][::-1][:reach]
-    above = [rate for rate in _RATES if rate > 1.01 * high][:reach]
-    found: dict[float, float] = {}
-    while new:
-        found |= {rate: score(rate) for rate in new}
-        tried = sorted(found)
-        best = max(tried, key=lambda rate: -math.inf if math.isnan(found[rate]) else found[rate])
-        new = [below.pop(0)] if best == tried[0] and below else []
-        new += [above.pop(0)] if best == tried[-1] and above else []
-    if all(math.isnan(value) for value in found.values()):
-        raise ValueError(f"no rate has a score, all are NaN; tried {tried}")
-    return Tuned(best, {rate: found[rate] for rate in tried}, tried[0] < best < tried[-1])

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 
 import fabook
 from fabook import networks
+from fabook.measuring import step_times
 from fabook.theory.refinetti2021 import online, reduced, simulation
 from fabook.theory.song2021 import reduction
-from fabook.training import step_times
 
 LR = 1e-3
 BOOK = Path(__file__).resolve().parent.parent / "book"

@@ -18,6 +18,7 @@ from torch import nn
 
 from fabook.base import rule_labels
 from fabook.losses import output_error
+from fabook.measuring import peak_bytes
 from fabook.networks import ACTIVATIONS, Scale, convnet, draw, linear_net, mlp, two_layer
 from fabook.rules import (
     BP,
@@ -35,7 +36,6 @@ from fabook.rules import (
 )
 from fabook.stack import Stack
 from fabook.streams import stream
-from fabook.training import peak_bytes
 
 few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
 

@@ -14,7 +14,7 @@ from fabook.metrics import gradient_alignment, weight_alignment
 from fabook.networks import mlp
 from fabook.rules import BP, DFA, RULES
 from fabook.streams import stream
-from fabook.training import History, accuracy, log_steps, peak_bytes, step_times, train, tune
+from fabook.training import History, accuracy, log_steps, train
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_history_is_plain_data():
     assert History(np.array([0]), np.array([0.0])).values == {}
 
 
-# --- accuracy and times ---------------------------------------------------------------------------
+# --- accuracy -------------------------------------------------------------------------------------
 
 
 def test_accuracy_counts_hits_in_evaluation_mode_and_restores_modes(device, dtype, data):
@@ -420,17 +420,6 @@ def test_a_failed_accuracy_restores_modes(net, data):
         accuracy(net, data[0][:0], data[1][:0])
 
 
-def test_step_times_calls_in_turn():
-    calls = []
-    names = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
-    times = step_times(names, repeats=3)
-    assert calls == ["a", "b"] * 4
-    assert set(times) == {"a", "b"}
-    assert all(0 < t < 1 for t in times.values())
-    with pytest.raises(ValueError, match="repeats must be positive; got 0"):
-        step_times(names, repeats=0)
-
-
 def test_log_steps():
     steps = log_steps(10_000, 40)
     assert steps[0] == 1
@@ -449,75 +438,3 @@ def test_an_optimizer_without_the_feedback_that_learns_is_refused():
     with pytest.raises(ValueError, match=r"KolenPollack learns.*make it of rule\.parameters\(\)"):
         train(rule, x, y, steps=1, optimizer=half)
     train(rule, x, y, steps=1, optimizer=torch.optim.SGD(rule.parameters(), lr=0.1))
-
-
-def test_peak_bytes_counts_what_is_there_at_once(device):
-    x = torch.ones(1000, dtype=torch.float64, device=device)
-    half = torch.zeros(500, dtype=torch.float64, device=device)
-
-    def chain():
-        a = x + 1  # 8,000 bytes
-        b = a * 2  # 16,000
-        del a
-        return b - 1  # 16,000, not 24,000
-
-    assert peak_bytes(chain) == 16_000
-    assert peak_bytes(lambda: x.add_(1)) == 0  # in place, in what was there before
-    assert peak_bytes(lambda: x[:500].reshape(50, 10).t()) == 0  # views
-    assert peak_bytes(lambda: torch.add(x[:500], half, out=half)) == 0
-
-
-def test_peak_bytes_sees_what_autograd_keeps(device):
-    """A chain of sines keeps each input until the way back."""
-    x = torch.ones(1000, dtype=torch.float64, device=device, requires_grad=True)
-
-    def forward(grad):
-        with torch.set_grad_enabled(grad):
-            h = x
-            for _ in range(9):
-                h = h.sin()
-
-    assert peak_bytes(lambda: forward(True)) == 72_000
-    assert peak_bytes(lambda: forward(False)) == 16_000
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_measuring_memory_is_an_update_like_any_other(rule, net, data):
-    x, y = data
-    twin = copy.deepcopy(net)
-    one, other = (RULES[rule](each, generator=stream(0, "feedback")) for each in (net, twin))
-    assert peak_bytes(lambda: one.sgd_step(x, y, 0.1)) > 0
-    for _ in range(2):
-        other.sgd_step(x, y, 0.1)
-    assert same(weights(net), weights(twin))
-
-
-def test_tune_grows_the_grid_until_the_best_is_inside():
-    tried = []
-
-    def score(rate):
-        tried.append(rate)
-        return -abs(math.log(rate / best))
-
-    best = 0.03
-    inner = tune(score, [0.1, 0.01, 0.03])
-    assert (inner.rate, inner.inside, tried) == (0.03, True, [0.01, 0.03, 0.1])
-    best = 1e-3
-    assert tune(score, [0.01]).rate == 1e-3
-    assert list(tune(score, [0.01]).scores) == [3e-4, 1e-3, 3e-3, 0.01, 0.03]
-    best = 10.0
-    far = tune(score, [0.01, 0.03], reach=2)  # the grid ends before the best
-    assert (far.rate, far.inside) == (0.3, False)
-
-
-def test_tune_takes_the_smallest_of_equals_and_no_diverged_run():
-    level = tune(lambda rate: 0.5, [0.1, 0.3], reach=0)
-    assert (level.rate, level.inside) == (0.1, False)
-    assert tune(lambda rate: math.nan if rate > 0.2 else rate, [0.1, 0.3, 1.0]).rate == 0.1
-    assert tune(pytest.fail, [0.1], reach=0).scores == {}  # nothing to choose
-    with pytest.raises(ValueError, match="positive numbers"):
-        tune(abs, [])
-    with pytest.raises(ValueError, match="positive numbers"):
-        tune(abs, [0.0, 0.1])
-    with pytest.raises(ValueError, match=r"all are NaN; tried \[0.1, 0.3\]"):
-        tune(lambda rate: math.nan, [0.1, 0.3], reach=0)
