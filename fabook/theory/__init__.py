@@ -1,4 +1,4 @@
-"""The theory of five papers, a module or a folder each: pure functions, in double precision.
+"""The theory of five papers, a package each: pure functions, in double precision.
 
 | module | paper |
 |---|---|
