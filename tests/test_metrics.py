@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -22,37 +22,13 @@ from fabook.metrics import (
     network_overlap,
     weight_alignment,
 )
-from fabook.networks import convnet, mlp
+from fabook.networks import convnet
 from fabook.rules import BP, BRSF, DFA, DRTP, FA, RULES, KolenPollack, Shallow, UnsupportedModule
 from fabook.stack import measuring
 from fabook.streams import stream
 from fabook.theory.chu2023 import first_order
 from fabook.theory.robertson2023 import conserved
-
-few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
-double = torch.float64
-
-
-def randn(*shape, seed=0, dtype=double):
-    return torch.randn(shape, generator=stream(seed, "test", *shape), dtype=dtype)
-
-
-def labels(n, classes, seed=0):
-    return torch.randint(classes, (n,), generator=stream(seed, "labels", n))
-
-
-def net_of(*sizes, activation="tanh", seed=0, bias=True, dtype=double):
-    net = mlp(
-        sizes, activation=activation, bias=bias, generator=stream(seed, "weights"), dtype=dtype
-    )
-    with torch.no_grad():
-        for k, layer in enumerate(m for m in net if isinstance(m, nn.Linear) and bias):
-            layer.bias.copy_(0.1 * randn(len(layer.bias), seed=seed + k + 1))
-    return net
-
-
-def make(rule, net, seed=0, **options):
-    return RULES[rule](net, generator=stream(seed, "feedback"), **options)
+from random_networks import double, few, labels, make, net_of, randn
 
 
 def plain_cosine(a, b):

@@ -1,4 +1,4 @@
-"""Descent by layer, and the walk of the weights."""
+"""Descent by full batches, and by layer."""
 
 import copy
 
@@ -6,40 +6,37 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import settings
-from torch import nn
 
+from fabook import BP
 from fabook.metrics import gradient_alignment, network_alignment
 from fabook.networks import mlp
 from fabook.rules import FA, RULES
 from fabook.streams import stream
-from fabook.theory.chu2023 import DisplacementTracker, first_order, growth_exponent, hidden_share
-from fabook.training import train
-
-few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
-double = torch.float64
+from fabook.theory import chu2023
+from fabook.theory.chu2023 import first_order, hidden_share
+from random_networks import double, labels, make, net_of, randn
 
 
-def randn(*shape, seed=0, dtype=double):
-    return torch.randn(shape, generator=stream(seed, "test", *shape), dtype=dtype)
-
-
-def labels(n, classes, seed=0):
-    return torch.randint(classes, (n,), generator=stream(seed, "labels", n))
-
-
-def net_of(*sizes, activation="tanh", seed=0, bias=True, dtype=double):
-    net = mlp(
-        sizes, activation=activation, bias=bias, generator=stream(seed, "weights"), dtype=dtype
+def test_full_batches_stop_at_the_target_and_at_the_last_look() -> None:
+    one = torch.ones(1, 1, dtype=double)
+    net = chu2023.chain(1.0, 0.5)
+    probe = {"w1": lambda: float(net[0].weight.detach())}
+    found = chu2023.train_full_batch(BP(net), one, one, lr=0.1, probe_at=[0, 10, 20], probe=probe)
+    assert found["steps"].tolist() == [0, 10, 20]
+    assert found["loss"][0] == pytest.approx(0.125)
+    assert (np.diff(found["loss"]) < 0).all()
+    assert found["w1"][0] == 1
+    found = chu2023.train_full_batch(
+        BP(net), one, one, lr=0.1, probe_at=[100, 200, 300], target=1e-9
     )
-    with torch.no_grad():
-        for k, layer in enumerate(m for m in net if isinstance(m, nn.Linear) and bias):
-            layer.bias.copy_(0.1 * randn(len(layer.bias), seed=seed + k + 1))
-    return net
+    assert len(found["steps"]) == len(found["loss"]) == 1
 
 
-def make(rule, net, seed=0, **options):
-    return RULES[rule](net, generator=stream(seed, "feedback"), **options)
+def test_looks_must_rise() -> None:
+    x = torch.ones(5, 4, dtype=double)
+    net = mlp([4, 3, 2], generator=stream(1), dtype=double)
+    with pytest.raises(ValueError, match="must rise"):
+        chu2023.train_full_batch(BP(net), x, x[:, :2], lr=0.1, probe_at=[])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -104,58 +101,3 @@ def test_hidden_share_is_the_ratio_of_the_integrals():
     np.testing.assert_allclose(
         hidden_share(steps, hidden, total), [[0, 0.25, 5 / 8, -13 / 20], [0.5] * 4]
     )
-
-
-def test_walk_adds_up_steps_and_leaves_the_run_alone():
-    runs = []
-    for watched in (False, True):
-        net = net_of(5, 4, 3)
-        start = {n: p.detach().clone() for n, p in net.named_parameters()}
-        seen = [start]
-        walk = DisplacementTracker(net)
-
-        def after(step, walk=walk, net=net, seen=seen):
-            walk(step)
-            seen.append({n: p.detach().clone() for n, p in net.named_parameters()})
-
-        train(make("FA", net), randn(9, 5), labels(9, 3), steps=7, lr=0.3,
-              after_step=after if watched else None)  # fmt: skip
-        runs.append(net)
-    for a, b in zip(runs[0].parameters(), runs[1].parameters()):
-        assert torch.equal(a, b)
-    for layer in ("0", "2"):
-        way = torch.stack([w[f"{layer}.weight"] for w in seen])
-        assert walk.path()[layer] == pytest.approx(float(way.diff(dim=0).square().sum()))
-        far = float((way[-1] - way[0]).square().sum())
-        assert walk.displacement()[layer] == pytest.approx(far)
-        assert 1 < far / walk.path()[layer] <= 7
-
-
-@pytest.mark.parametrize("exponent", [0.0, 0.25])
-def test_walks_and_straight_lines(exponent):
-    """Independent directions: displacement is the path; straight: exponent 2 - 2a."""
-    at = [2**k for k in range(3, 11)]
-    for straight in (True, False):
-        net = mlp([100, 100], bias=False, generator=stream(0, "weights"), dtype=double)
-        walk, ratios, far = DisplacementTracker(net), [], []
-        direction = randn(100, 100)
-        for step in range(1, at[-1] + 1):
-            with torch.no_grad():
-                move = direction if straight else randn(100, 100, seed=step)
-                net[0].weight.add_(move, alpha=step**-exponent)
-            walk(step)
-            if step in at:
-                far.append(walk.displacement()["0"])
-                ratios.append(far[-1] / walk.path()["0"])
-        slope = float(growth_exponent(at, far))
-        if straight:
-            assert slope == pytest.approx(2 - 2 * exponent, abs=0.12)
-            assert max(ratios) <= at[-1] * 1.001
-        else:
-            assert slope == pytest.approx(1 - 2 * exponent, abs=0.12)
-            assert ratios == pytest.approx([1.0] * len(at), abs=0.15)
-
-
-def test_growth_exponent_of_many_curves():
-    t = np.array([3, 10, 1000])
-    np.testing.assert_allclose(growth_exponent(t, [2 * t**0.5, t**2.0]), [0.5, 2])

@@ -18,7 +18,6 @@ from fabook import (
     KolenPollack,
     Rule,
     Shallow,
-    metrics,
     mlp,
     stream,
     two_layer,
@@ -129,85 +128,6 @@ def test_the_linear_loss_grows_by_the_largest_factor() -> None:
     assert chu2023.linear_loss(matrix, torch.ones(3), 0.1, []).shape == (0,)
 
 
-def test_settle_stops_at_its_target_and_at_its_last_look() -> None:
-    one = torch.ones(1, 1, dtype=F64)
-    net = chu2023.chain(1.0, 0.5)
-    probe = {"w1": lambda: float(net[0].weight.detach())}
-    found = chu2023.train_full_batch(BP(net), one, one, lr=0.1, probe_at=[0, 10, 20], probe=probe)
-    assert found["steps"].tolist() == [0, 10, 20]
-    assert found["loss"][0] == pytest.approx(0.125)
-    assert (np.diff(found["loss"]) < 0).all()
-    assert found["w1"][0] == 1
-    found = chu2023.train_full_batch(
-        BP(net), one, one, lr=0.1, probe_at=[100, 200, 300], target=1e-9
-    )
-    assert len(found["steps"]) == len(found["loss"]) == 1
-
-
-def test_dialled_feedback_keeps_norm_and_draw() -> None:
-    net = mlp([5, 6, 4, 3], generator=stream(0), dtype=F64)
-    weights = {"0": net[2].weight.detach(), "2": net[4].weight.detach()}
-    for c in (-1.0, -0.3, 0.0, 1.0):
-        found = chu2023.dialled_feedback(net, c, stream(1))
-        assert list(found) == ["0", "2"]
-        for name, b in found.items():
-            w = weights[name]
-            assert float(b.norm()) == pytest.approx(float(w.norm()))
-            assert float((b * w).sum() / w.norm() ** 2) == pytest.approx(c)
-    torch.testing.assert_close(chu2023.dialled_feedback(net, 1.0, stream(1)), weights)
-
-
-@pytest.mark.parametrize(("y", "b"), [(1.0, 1.0), (2.0, 0.5), (1.0, -1.5)])
-def test_chain_flow_keeps_its_invariant_and_ends_where_aligned(y: float, b: float) -> None:
-    starts = np.random.default_rng(0).normal(size=(2, 30))
-    w1, w2 = chu2023.chain_flow(*starts, [0.0, 60.0], y=y, b=b)
-    invariant = w2 - w1**2 / (2 * b)  # each path lies on a parabola
-    np.testing.assert_allclose(invariant[1], invariant[0], atol=1e-6)
-    np.testing.assert_allclose(w1[1] * w2[1], y, atol=1e-6)
-    assert (chu2023.chain_alignment(w1[1], w2[1], b=b) > 0).all()
-    assert (chu2023.chain_exponent(w1[1], w2[1], b=b) < 0).all()
-
-
-def test_chain_is_the_networks_flow() -> None:
-    one = torch.ones(1, 1, dtype=F64)
-    net, b, y, s = chu2023.chain(0.7, -0.4), 1.3, 2.0, 1e-6
-    rule = FA(net, feedback={"0": b * one})
-    values = chu2023.eigenvalues(chu2023.stability_matrix(rule, one))
-    assert values[0].real == pytest.approx(-float(chu2023.chain_exponent(0.7, -0.4, b=b)))
-    got = metrics.network_alignment(rule, one, y * one, loss="mse")
-    assert got == pytest.approx(float(chu2023.chain_alignment(0.7, -0.4, b=b)))
-    rule.sgd_step(one, y * one, s / 2, loss="mse", reduction="sum")
-    velocity = chu2023.chain_velocity(0.7, -0.4, y=y, b=b)
-    moved = nn.utils.parameters_to_vector(net.parameters()).detach().numpy() - [0.7, -0.4]
-    np.testing.assert_allclose(moved / s, velocity, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("y", "b"), [(1.0, 1.0), (2.0, 0.5), (3.0, -1.5)])
-def test_chain_changes_stability_at_its_edge(y: float, b: float) -> None:
-    edge = chu2023.chain_edge(y=y, b=b)
-    for factor, unstable in ((1.001, False), (0.999, True), (-0.5, False)):
-        w1 = factor * edge
-        assert (chu2023.chain_exponent(w1, y / w1, b=b) > 0) == unstable
-
-
-def test_wrong_arguments_are_named() -> None:
-    g, (x, _) = stream(1), problem()
-    net = mlp([4, 3, 2], generator=g, dtype=F64)
-    with pytest.raises(ValueError, match="DRTP sends no linear image"):
-        chu2023.jacobian(DRTP(net, generator=g), x)
-    normed = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="module '1' \\(LayerNorm\\)"):
-        chu2023.jacobian(BP(normed), x)
-    with pytest.raises(ValueError, match="cosine must lie in"):
-        chu2023.dialled_feedback(net, 1.5, g)
-    with pytest.raises(ValueError, match="must rise"):
-        chu2023.linear_loss(torch.eye(2), torch.ones(2), 0.1, [3, 1])
-    with pytest.raises(ValueError, match="must rise"):
-        chu2023.chain_flow([0.0], [0.0], [1.0, 0.5])
-    with pytest.raises(ValueError, match="must rise"):
-        chu2023.train_full_batch(BP(net), x, x[:, :2], lr=0.1, probe_at=[])
-
-
 @pytest.mark.parametrize("kind", [FA, DFA])
 def test_layers_add_up_to_the_stability_matrix(kind: type[Rule]) -> None:
     x, _ = problem()
@@ -222,20 +142,6 @@ def test_layers_add_up_to_the_stability_matrix(kind: type[Rule]) -> None:
     torch.testing.assert_close(top, torch.kron(kernel, torch.eye(2, dtype=F64)))
 
 
-@pytest.mark.parametrize(("y", "b"), [(1.0, 1.0), (2.0, 0.5), (1.0, -1.5)])
-def test_a_fixed_point_of_the_chain_is_stable_exactly_where_aligned(y: float, b: float) -> None:
-    w1 = np.concatenate([-np.geomspace(0.1, 3, 50), np.geomspace(0.1, 3, 50)])
-    w2 = y / w1
-    aligned = chu2023.chain_alignment(w1, w2, b=b) > 0
-    assert aligned.any()
-    assert not aligned.all()
-    assert (aligned == (chu2023.chain_exponent(w1, w2, b=b) < 0)).all()
-    one = torch.ones(1, 1, dtype=torch.float64)
-    for place, expected in zip(zip(w1, w2), aligned):
-        rule = FA(chu2023.chain(place[0], place[1] + 1e-7), feedback={"0": b * one})
-        assert (metrics.network_alignment(rule, one, y * one, loss="mse") > 0) == expected
-
-
 def test_no_feedback_moves_a_network_without_error() -> None:
     net = mlp([4, 5, 3], generator=stream(0, "weights"), dtype=torch.float64)
     x = torch.randn(6, 4, generator=stream(0, "x"), dtype=torch.float64)
@@ -244,3 +150,15 @@ def test_no_feedback_moves_a_network_without_error() -> None:
         rule = FA(net, generator=stream(k, "feedback"))
         updates = rule.gradients(x, y, loss="mse").values()
         assert max(float(update.abs().max()) for update in updates) == 0
+
+
+def test_wrong_arguments_are_named() -> None:
+    g, (x, _) = stream(1), problem()
+    net = mlp([4, 3, 2], generator=g, dtype=F64)
+    with pytest.raises(ValueError, match="DRTP sends no linear image"):
+        chu2023.jacobian(DRTP(net, generator=g), x)
+    normed = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="module '1' \\(LayerNorm\\)"):
+        chu2023.jacobian(BP(normed), x)
+    with pytest.raises(ValueError, match="must rise"):
+        chu2023.linear_loss(torch.eye(2), torch.ones(2), 0.1, [3, 1])

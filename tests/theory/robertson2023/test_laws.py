@@ -3,40 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fabook.networks import Scale, convnet, mlp
-from fabook.rules import BP, BRSF, FA, FRSF, RULES, USF, KolenPollack
+from fabook.networks import Scale, convnet
+from fabook.rules import BP, BRSF, FA, FRSF, USF, KolenPollack
 from fabook.streams import stream
 from fabook.theory.chu2023 import jacobian
-from fabook.theory.robertson2023 import Invariants, conserved
-
-few = settings(deadline=None, derandomize=True, max_examples=30, database=None)
-double = torch.float64
-
-
-def randn(*shape, seed=0, dtype=double):
-    return torch.randn(shape, generator=stream(seed, "test", *shape), dtype=dtype)
-
-
-def labels(n, classes, seed=0):
-    return torch.randint(classes, (n,), generator=stream(seed, "labels", n))
-
-
-def net_of(*sizes, activation="tanh", seed=0, bias=True, dtype=double):
-    net = mlp(
-        sizes, activation=activation, bias=bias, generator=stream(seed, "weights"), dtype=dtype
-    )
-    with torch.no_grad():
-        for k, layer in enumerate(m for m in net if isinstance(m, nn.Linear) and bias):
-            layer.bias.copy_(0.1 * randn(len(layer.bias), seed=seed + k + 1))
-    return net
-
-
-def make(rule, net, seed=0, **options):
-    return RULES[rule](net, generator=stream(seed, "feedback"), **options)
+from fabook.theory.robertson2023 import Invariants, conserved, normalise
+from random_networks import double, few, labels, make, net_of, randn
 
 
 def test_conserved_is_its_formula():
@@ -336,3 +312,12 @@ def test_what_keeps_the_size_of_every_unit_keeps_the_law():
     for name, c in got.items():
         torch.testing.assert_close(c, said[name], rtol=0, atol=1e-13)
         assert said[name].abs().max() > 1e-6
+
+
+def test_normalisation_shares_the_layers_of_the_network():
+    net = net_of(5, 6, 7, 3, activation="relu")
+    kinds = [type(m).__name__ for m in normalise(net, "layer")]
+    assert kinds == ["Linear", "LayerNorm", "ReLU", "Linear", "LayerNorm", "ReLU", "Linear"]
+    assert normalise(net, "batch")[3] is net[2]
+    with pytest.raises(ValueError, match="kind must be one of batch, layer; got 'group'"):
+        normalise(net, "group")
