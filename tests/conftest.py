@@ -73,6 +73,15 @@ def dtype(pytestconfig: pytest.Config) -> torch.dtype:
     return DTYPES[pytestconfig.getoption("--dtype")]
 
 
+@pytest.fixture
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Torch's default dtype is that of the tests."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     """The root of the repository."""

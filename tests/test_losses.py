@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from fabook.losses import LOSSES, output_error, target_error
+from fabook.rules import BP
 from fabook.streams import stream
+from rules_by_hand import close, rand, tanh_net
 
 
 def outputs(*shape, dtype=torch.float64):
@@ -110,3 +112,25 @@ def test_an_ignored_label_counts_for_nothing_where_a_class_is_masked():
     value, error = output_error(f, y)
     torch.testing.assert_close(value, want.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(error, leaf.grad, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_output_error_of_probabilities_that_do_not_sum_to_one(device):
+    f, y = rand(5, 3).to(device).requires_grad_(), rand(5, 3, seed=1).abs().to(device)
+    F.cross_entropy(f, y).backward()
+    value, error = output_error(f.detach(), y)
+    close(value, F.cross_entropy(f, y).detach())
+    close(error, f.grad)
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_targets_of_another_dtype(device):
+    net = tanh_net(device)
+    x = rand(7, 5).to(device)
+    whole = torch.ones(7, 3, dtype=torch.long, device=device)
+    want = BP(net).gradients(x, whole.to(x), loss="mse")
+    for target in (whole, whole.double(), whole.float(), whole.bool()):
+        for key, got in BP(net).gradients(x, target, loss="mse").items():
+            close(got, want[key])
+    labels = rand(7, low=3).to(device)
+    assert torch.equal(BP(net).backward(x, labels.to(torch.uint8)), BP(net).backward(x, labels))

@@ -275,3 +275,10 @@ def test_a_generator_means_one_network_and_nothing_else_is_touched(make):
 def test_sizes_that_make_no_network_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_drawn_tensor_can_be_written_over():
+    want = draw((6, 4), "xavier_uniform", generator=stream(0, "weights"))
+    got = torch.full((6, 4), 3.0)
+    assert draw((6, 4), "xavier_uniform", generator=stream(0, "weights"), out=got) is got
+    assert torch.equal(got, want)

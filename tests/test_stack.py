@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fabook.networks import mlp
+from fabook.networks import ACTIVATIONS, Scale, mlp
 from fabook.rules import BP, FA, RULES, UnsupportedModule
 from fabook.stack import Stack
 from fabook.streams import stream
-
-L, S = nn.Linear, nn.Sequential
+from no_stacks import UNSUPPORTED
+from rules_by_hand import L, S, autograd, close, fill, rand, total
 
 
 def network(dtype=torch.float64):
@@ -226,3 +226,83 @@ def test_the_output_of_a_module_with_a_graph_of_its_own_is_not_kept() -> None:
     _, tape = stack.forward(torch.randn(5, 3))
     assert [ref() for ref in made] == [None]
     assert len(tape) == len(net)
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("x", [-1e30, -3.0, -1.0, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0, 3.0, 1e30])
+@pytest.mark.parametrize(
+    "module", [*ACTIVATIONS, Scale(2.5), nn.LeakyReLU(0.0), nn.LeakyReLU(-1.0)]
+)
+def test_derivative_of_each_activation(module, x, device):
+    act = ACTIVATIONS[module]() if isinstance(module, str) else module
+    net = fill(S(L(1, 1, False), act, L(1, 1, False)), device)
+    with torch.no_grad():
+        net[0].weight.fill_(1)
+        net[2].weight.fill_(1)
+    point = torch.tensor([[x]], device=device)
+    z = point.clone().requires_grad_()
+    act(z).sum().backward()
+    (_, got, _), *_ = reversed(list(BP(net).signals(point, torch.zeros_like(point), loss=total)))
+    close(got, z.grad)
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_derivative_of_relu_at_zero_is_zero(device):
+    net = fill(S(L(1, 1, False), nn.ReLU(), L(1, 1, False)), device)
+    zero = torch.zeros(1, 1, device=device)
+    assert [float(e) for _, e, _ in BP(net).signals(zero, zero, loss=total)] == [1.0, 0.0]
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_a_module_that_detaches_is_refused_by_name(device):
+    class Stop(nn.Module):
+        def forward(self, x):
+            return x.detach() * 1.0
+
+    net = S(L(5, 4), Stop(), L(4, 3)).to(device)
+    with pytest.raises(UnsupportedModule, match="Stop gives an output without a gradient"):
+        BP(net).backward(rand(7, 5).to(device), rand(7, low=3).to(device))
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_is_no_stack_is_named(name):
+    build, message = UNSUPPORTED[name]
+    with pytest.raises(UnsupportedModule, match=message):
+        Stack(build())
+
+
+class Rectify(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(x)
+
+
+class Gain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x * self.gain
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_own_modules_between_layers(device):
+    net = fill(S(L(4, 4), Rectify(), L(4, 4), Gain(), L(4, 3)), device)
+    x, y = rand(7, 4).to(device), rand(7, low=3).to(device)
+    _, want = autograd(copy.deepcopy(net), x, y, "cross_entropy", "mean", 1)
+    for key, got in BP(net).gradients(x, y).items():
+        close(got, want[key])
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_one_activation_may_stand_in_two_places(device):
+    act = nn.Tanh()
+    net = fill(S(L(4, 5), act, L(5, 6), act, L(6, 3)), device)
+    x, y = rand(7, 4).to(device), rand(7, low=3).to(device)
+    _, want = autograd(copy.deepcopy(net), x, y, "cross_entropy", "mean", 1)
+    for key, got in BP(net).gradients(x, y).items():
+        close(got, want[key])
