@@ -623,13 +623,17 @@ def test_the_content_of_the_data_folder_counts(
 LIBRARY = {
     "__init__": '"""A library."""\nfrom .core import used, other\n'
     "from . import aside\nVERSION = 1\n",
-    "core": '"""Core."""\nfrom .deep.inner import number\ndef used():\n    """Used."""\n'
-    "    return number\ndef other(): return 2\n",
+    "core": '"""Core."""\nfrom .deep.inner import number\n'
+    'from .parts import half\ndef used():\n    """Used."""\n'
+    "    return number + half\ndef other(): return 2\n",
     "aside": "x = 1\n",
     "deep/__init__": "",
     "deep/inner": "from importlib import import_module\nnumber = 1\n"
     'def late():\n    return import_module("mylib.late")\n',
     "late": "y = 1\n",
+    "parts/__init__": "from .first import half\nfrom .second import quarter\n",
+    "parts/first": "half = 1 / 2\n",
+    "parts/second": "quarter = 1 / 4\n",
 }
 EDITS = [  # a module, a change of it, whether the notebook's results may differ
     ("core", ('"""Used."""', '"""Used, and well."""'), False),
@@ -639,6 +643,8 @@ EDITS = [  # a module, a change of it, whether the notebook's results may differ
     ("late", ("y = 1", "y = 2"), True),
     ("__init__", ("VERSION = 1", "VERSION = 2"), True),
     ("aside", ("x = 1", "x = 2"), False),  # passed on by the package, not used by the notebook
+    ("parts/first", ("1 / 2", "1 / 3"), True),  # passed on by a package within, and used
+    ("parts/second", ("1 / 4", "1 / 5"), False),
     ("figures", ("size = 3", "size = 4"), True),
     ("figures", ('"""Figures."""', '"""Pictures."""'), False),
 ]
