@@ -72,9 +72,11 @@ def cache_directory() -> Path:
 
 @lru_cache(maxsize=256)
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    import pooch
-
-    return str(pooch.file_hash(path))
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:
