@@ -278,7 +278,7 @@ class DRTP(DFA, label="DRTP", colour="#4A2400"):
 class Shallow(Rule, label="Shallow", colour="#81818D", fixed=True):
     """Only the read-out learns: nothing arrives below (the reference every rule must beat).
 
-    There is no B. ``.grad`` of the hidden layers is None, and zero in :meth:`gradients`.
+    There is no B. ``.grad`` of the hidden layers is None, and zero in what ``gradients`` returns.
 
     References: a baseline of Frenkel, Lefebvre & Bol (2021), https://arxiv.org/abs/1909.01311
 
