@@ -386,6 +386,10 @@ def deep_networks(data: Any) -> Any:
     plots.legend(error, fontsize=9, loc="lower left")
     draw_conditions(weight, data, "weight")
     weight.set(title="total weight alignment")
+    for name, activation, *_ in conditions(data):
+        part = data[f"{name}_BP"].sel(activation=activation)
+        values = part["weight"].mean("seed").values[1:]
+        weight.plot(part["epoch"].values[1:], values, color="0.45", lw=1.4, ls=":")
     draw_conditions(alike, data, "similarity")
     for kind, line, word in (("own", "--", "own feedback"), ("BP", ":", "BP")):
         for name, activation, *_ in conditions(data):
