@@ -429,7 +429,7 @@ class Rule(nn.Module):
         sizes = stack.sizes(type(self).__name__, self._input_shape)
         return {name: (size, top.weight.shape[0]) for name, size in sizes.items()}
 
-    def workspace(self, layer: str, copy: int = 0) -> Tensor | None:
+    def workspace(self, layer: str) -> Tensor | None:
         """Memory in which ``matrix(layer)`` may be formed, for ``out=``; None for new memory.
 
         While a step goes down a stack, nobody but :meth:`pull` sees the matrix of a class that says
@@ -439,7 +439,7 @@ class Rule(nn.Module):
         stack = self._stack
         if stack is None or not stack.walking or not vars(type(self)).get("_reuses"):
             return None
-        return self._paths.workspace(copy, self.weight(layer))
+        return self._paths.workspace("matrix", self.weight(layer))
 
     def _random(
         self, shape: tuple[int, ...], generator: Generator | None, out: Tensor | None = None

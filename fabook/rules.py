@@ -139,7 +139,7 @@ class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
 class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
     r"""Fixed random-magnitude sign-concordant feedback, $B = |R| \circ \mathrm{sign}(W)$.
 
-    R is drawn once, Xavier-uniform by default; R and B have the shape of W.
+    R is drawn once, Xavier-uniform by default, and kept as $|R|$; R and B have the shape of W.
 
     References: Liao, Leibo & Poggio (2016), https://arxiv.org/abs/1510.05067
 
@@ -155,9 +155,20 @@ class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
     default_init = "xavier_uniform"
     _reuses = True
 
+    def __init__(self, net: nn.Module, **options: Any) -> None:
+        super().__init__(net, **options)
+        self._keep_sizes()
+
+    def _keep_sizes(self) -> None:
+        for name in self.receivers:
+            self.drawn(name).abs_()
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._keep_sizes()
+
     def matrix(self, layer: str) -> Tensor:
-        sizes = torch.abs(self.drawn(layer), out=self.workspace(layer, 1))
-        return torch.sign(self.weight(layer), out=self.workspace(layer)).mul_(sizes)
+        return torch.sign(self.weight(layer), out=self.workspace(layer)).mul_(self.drawn(layer))
 
 
 class BRSF(FRSF, label="brSF", colour="#CD8A00", linear=True):
@@ -190,6 +201,7 @@ class BRSF(FRSF, label="brSF", colour="#CD8A00", linear=True):
         if self._own.device != device:  # the network has moved since: a stream of its own there
             self._own = Generator(device).manual_seed(_seed(self._own.get_state()))
         _redraw(self, self._own)
+        self._keep_sizes()
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {

@@ -613,6 +613,29 @@ def test_feedback_belongs_to_its_generator(rule):
             close(q, 3 * p)
 
 
+@pytest.mark.parametrize("rule", [FRSF, BRSF])
+def test_matrices_of_any_sign_are_sizes(rule, device):
+    net = tanh_net(device)
+    given = {"0": rand(6, 4).to(device), "2": rand(3, 6).to(device)}
+    assert any(bool((R < 0).any()) for R in given.values())
+    want = {
+        name: R.abs() * torch.sign(net[above].weight)
+        for (name, R), above in zip(given.items(), (2, 4))
+    }
+    bound = rule(net, feedback=given)
+    for name, B in bound.feedback.items():
+        assert torch.equal(B, want[name])
+    state = bound.state_dict() | {f"feedback_{name}": R for name, R in given.items()}
+    again = rule(net, generator=stream(1, "f"))
+    again.load_state_dict(state)
+    for name, B in again.feedback.items():
+        assert torch.equal(B, want[name])
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    again.backward(x, y)
+    for name, B in again.feedback.items():
+        assert torch.equal(B.sign(), want[name].sign())
+
+
 @pytest.mark.parametrize("init", ["uniform", "orthogonal"])
 @pytest.mark.parametrize("rule", [FA, DFA, BRSF])
 def test_a_seed_means_one_matrix_for_any_network(rule, init):

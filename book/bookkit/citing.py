@@ -25,11 +25,13 @@ def of_book(citation: Path, url: str = "") -> str:
     """The book's own entry, from the preferred citation of its `CITATION.cff`.
 
     Args:
-        citation: the file.
+        citation: the file; empty text if there is none.
         url: the address of the site, if it has one.
     """
     import yaml
 
+    if not citation.is_file():
+        return ""
     whole: dict[str, Any] = yaml.safe_load(citation.read_text(encoding="utf-8"))
     work = whole | whole.get("preferred-citation", {})
     fields = {
