@@ -11,8 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_books_entry_has_what_its_citation_says() -> None:
     entry = citing.of_book(ROOT / "CITATION.cff", "https://example.org/book")
-    assert entry.startswith("@misc{fabook,") and entry.endswith("}")
-    assert "title" in entry and "{https://example.org/book}" in entry
+    assert entry.startswith("@misc{fabook,")
+    assert entry.endswith("}")
+    assert "title" in entry
+    assert "{https://example.org/book}" in entry
 
 
 def test_a_book_without_a_citation_has_no_entry(tmp_path: Path) -> None:
