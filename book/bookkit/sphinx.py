@@ -132,6 +132,13 @@ class Book:
                 f"no executed notebook or results in {out} for: {', '.join(missing)}\n"
                 f"run first: fabook run {' '.join(missing)} --preset {preset} --out {out}"
             )
+        if old := self._judged_otherwise():
+            again = "\n".join(f"  fabook run {name} --preset {p}" for name, p in old)
+            raise BookError(
+                "judged by other checks than those of book/claims.toml: "
+                f"{', '.join(f'{name} ({p})' for name, p in old)}\nrun again (and put a paper "
+                f"run's results file into book/results/paper, or delete the old one):\n{again}"
+            )
         for name in self.names:
             if blank := notebooks.without_image(self.notebook(name)["cells"]):
                 raise BookError(f"{name}: no image of {', '.join(blank)}; run it again")
@@ -144,6 +151,16 @@ class Book:
             return claims.read_results(self.root, self.out, preset, name)
         path = claims.published_path(self.root, name)  # as committed, never as lying about
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _judged_otherwise(self) -> list[tuple[str, str]]:
+        """Notebooks and presets with a verdict whose checks the registry no longer has."""
+        old = []
+        for name, runs in self.runs.items():
+            for preset, run in runs.items():
+                entries = [e for e in (run["claims"] if run else []) if e["id"] in self.claims]
+                if any(self.claims[e["id"]].registered(preset) != e["registered"] for e in entries):
+                    old.append((name, preset))
+        return old
 
     def path(self, name: str) -> Path:
         """The executed notebook."""

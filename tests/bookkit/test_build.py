@@ -447,6 +447,22 @@ def test_a_notebook_that_was_not_run_is_named_with_the_command(toy: Path) -> Non
     assert "fabook run toy/one --preset quick" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_a_verdict_of_other_checks_is_named_with_the_command(toy: Path, preset: str) -> None:
+    write(toy / "book" / "results" / "paper" / "toy" / "one.json", results(toy, "paper", 0.004))
+    sphinx.Book(toy, toy / "_build", "quick")
+    table = toy / "book" / "claims.toml"
+    now = {"quick": 0.05, "paper": 0.02} | {preset: 0.03}
+    write(
+        table,
+        CLAIMS.replace(
+            "{quick = 0.05, paper = 0.02}", f"{{quick = {now['quick']}, paper = {now['paper']}}}"
+        ),
+    )
+    with pytest.raises(sphinx.BookError, match=rf"fabook run toy/one --preset {preset}$"):
+        sphinx.Book(toy, toy / "_build", "quick")
+
+
 def test_a_warning_of_a_cell_is_an_error_of_the_site(toy: Path) -> None:
     path = toy / "_build" / "notebooks" / "quick" / "toy" / "one.ipynb"
     content = json.loads(path.read_text(encoding="utf-8"))
