@@ -38,6 +38,7 @@ REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = (
 )
 STATISTICS = ("mean", "median", "fraction", "paired difference")  # see `bookkit.judging`
 OWNERS = ("paper", "ours")
+KEPT = 1_000  # up to so many seeds, a results file keeps the value of each
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -196,7 +197,7 @@ class Check:
             "low": round_number(found.low),
             "high": round_number(found.high),
             "seeds": found.n,
-            "values": values,
+            "values": values if found.n <= KEPT else None,
         }, judging.decides(found, self.comparison, bound)
 
 
