@@ -282,21 +282,28 @@ PLACES = ((1.0, 1.0), (1.0, 0.2), (0.2, 1.0), (0.2, 0.2))  # alpha and beta of t
 
 def structured_maps(data: Any) -> Any:
     """Published and our gradient alignment as maps over alpha and beta, on one scale."""
+    import seaborn as sns
+
     here = data["alignment"]["gradient"].isel(epoch=-1).mean("seed")
     fig, axes = plots.figure(2, 2, height=2.5)
     for row, name in zip(axes, NAMES):
         for ax, table, whose in zip(
             row, (data["published"]["gradient"], here), ("published", "here")
         ):
-            part = table.sel(activation=name)
-            ax.imshow(part.values, aspect="auto", cmap="viridis", vmin=0.6, vmax=0.88)
-            for i, j in np.argwhere(np.isfinite(part.values)):
-                value = part.values[i, j]
-                colour = "white" if value < 0.74 else "black"
-                ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
-            ax.set_xticks(range(part.sizes["alpha"]), [f"{a:g}" for a in part["alpha"].values])
-            ax.set_yticks(range(part.sizes["beta"]), [f"{b:g}" for b in part["beta"].values])
+            part = table.sel(activation=name).transpose("beta", "alpha").to_pandas()
+            sns.heatmap(
+                part,
+                ax=ax,
+                annot=True,
+                fmt=".2f",
+                annot_kws={"fontsize": 9},
+                cmap="viridis",
+                vmin=0.6,
+                vmax=0.88,
+                cbar=False,
+            )
             ax.set(title=f"{NAMES[name]}, {whose}", xlabel="α", ylabel="β")
+            ax.tick_params(axis="y", rotation=0)
             ax.grid(False)
     plots.letters(axes)
     return fig

@@ -183,19 +183,19 @@ def _slopes(ax: Any, table: Any) -> None:
 
 def table_of_laws(data: Any) -> Any:
     """Drift of every law under every rule, in units of the rule's own law's drift."""
+    import seaborn as sns
+
     fig, ax = plots.figure(1, 1, height=3.6, width=5.2)
     table = data["laws"]
     drift = table.drift.isel(lr=-1).mean("seed").values
     share = drift / np.diag(drift)[:, None]
-    ax.imshow(np.log10(share), cmap="Blues", vmin=0, vmax=4)
-    for (i, j), value in np.ndenumerate(share):
-        ax.text(
-            j, i, f"{value:.0f}", ha="center", va="center", fontsize=9.5,
-            color="white" if value > 300 else "black", fontweight="bold" if i == j else "normal",
-        )  # fmt: skip
-    ax.set_xticks(range(len(share)), table.law.values)
-    ax.set_yticks(range(len(share)), table.rule.values)
+    sns.heatmap(
+        np.log10(share), ax=ax, annot=share, fmt=".0f", annot_kws={"fontsize": 9.5}, cmap="Blues",
+        vmin=0, vmax=4, cbar=False, square=True,
+        xticklabels=table.law.values, yticklabels=table.rule.values,
+    )  # fmt: skip
     ax.set(xlabel="quantity of", ylabel="trained by", title="drift / drift of its own law")
+    ax.tick_params(axis="y", rotation=0)
     ax.grid(False)
     return fig
 
