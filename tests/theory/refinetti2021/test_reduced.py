@@ -32,6 +32,8 @@ SMALL = [
     Case(50, 3, init_sd=0.0),
     Case(50, 4, activation="relu", lr=0.2),
     Case(50, 3, rule="BP", activation="linear", lr=0.1, noise=0.3),
+    Case(50, 2, activation="linear", lr=0.1),
+    Case(50, 2, activation="relu", lr=0.2, noise=0.3),
 ]
 LARGE = [
     Case(500, 1, rule="BP"),
@@ -125,12 +127,18 @@ def test_the_comparison_can_tell_another_law():
         assert min(found) < 1e-3
 
 
-def test_fluctuates_about_the_theory_as_one_over_root_n():
+@pytest.mark.parametrize(
+    ("rule", "activation", "lr"),
+    [("DFA", "erf", 0.5), ("BP", "erf", 0.5), ("DFA", "linear", 0.1)],
+)
+def test_fluctuates_about_the_theory_as_one_over_root_n(rule, activation, lr):
     sizes, time = np.array([50, 200, 800, 3200]), 2
     given = dict(Q0=[[0.3, 0.1], [0.1, 0.2]], R0=[[0.2, 0.0], [0.1, 0.1]], T=np.eye(2))
     given |= dict(v0=[0.2, -0.1], A=[1.0, 0.8])
     F = [1.0, -0.7]
-    ode = online.online_dynamics(**given, feedback=F, lr=0.5, times=[time])
+    ode = online.online_dynamics(
+        **given, feedback=F if rule == "DFA" else None, lr=lr, times=[time], activation=activation
+    )
     distance = []
     for N in sizes:
         one = ReducedState.from_overlaps(**given, feedback=F, n_inputs=int(N))
@@ -138,8 +146,9 @@ def test_fluctuates_about_the_theory_as_one_over_root_n():
             int(N), *(getattr(one, k).repeat_interleave(300, 0) for k in ("w", "v", "B", "A", "F"))
         )
         run = reduced.train_online(
-            start, lr=0.5, steps=int(time * N), probe_at=[time * N], generator=stream(0, "x")
-        )
+            start, rule=rule, lr=lr, steps=int(time * N), probe_at=[time * N],
+            generator=stream(0, "x"), activation=activation,
+        )  # fmt: skip
         ours, theory = (
             np.concatenate([x.reshape(-1, x[0].size) for x in (Q, R, v)], axis=1)
             for Q, R, v in ((run.Q[:, -1], run.R[:, -1], run.v[:, -1]), (ode.Q, ode.R, ode.v))
