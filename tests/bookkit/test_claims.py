@@ -255,6 +255,15 @@ def test_verdict_of_several_checks(held: list[bool | None], verdict: str) -> Non
     assert entry["verdict"] == verdict
 
 
+@pytest.mark.parametrize(("n", "kept"), [(claims.KEPT, True), (claims.KEPT + 1, False)])
+def test_many_seeds_are_counted_and_not_kept(n: int, kept: bool) -> None:
+    claim = one(with_check(statistic="mean"))
+    values = [0.001 * (i % 2) for i in range(n)]
+    (check,) = claims.judge(claim, "quick", {"error": values})["checks"]
+    assert check["seeds"] == n
+    assert check["values"] == (values if kept else None)
+
+
 def test_an_undecided_claim_is_no_surprise() -> None:
     claim = one(with_check(statistic="mean"))
     entry = claims.judge(claim, "quick", {"error": [0.0, 0.03]})
