@@ -9,7 +9,7 @@ from IPython.display import Markdown
 
 from fabook import plots
 
-WINDOW = "#F2E3B3"
+WINDOW, LATER = "#F2E3B3", "#E3E5E8"  # the phases: alignment, memorisation
 DARK, WARM, COOL, GREEN = "#3B3B45", "#B5651D", "#33658A", "#4F772D"
 CHAPTERS = {  # measure: what is drawn, and whose it is
     "kernel": ("share of $H$ in $G+H$", "Song"),
@@ -38,12 +38,11 @@ def _one_run(data: Any, rule: str) -> Any:
     _song(axes[0, 1], runs)
     _chu(axes[1, 0], runs)
     _robertson(axes[1, 1], runs)
-    first, last = _window(data["onsets"].sel(rule=rule))
     for ax in axes.flat:
-        ax.axvspan(first, last, color=WINDOW, alpha=0.6, lw=0, zorder=0)
         ax.axhline(0, color="0.5", lw=0.8, zorder=1)
-        ax.set(xscale="log", ylim=(-0.45, 1.75), xlim=(0.7, float(runs.step[-1])))
-        ax.set_yticks(np.arange(-0.25, 1.01, 0.25))
+        ax.set(xscale="log", ylim=(-0.85, 1.75), xlim=(0.7, float(runs.step[-1])))
+        _phases(ax, data["onsets"].sel(rule=rule))
+        ax.set_yticks(np.arange(-0.5, 1.01, 0.25))
         ax.legend(
             loc="upper left",
             fontsize=9,
@@ -62,6 +61,17 @@ def _window(onsets: Any) -> tuple[float, float]:
     """Earliest and latest onset, of the geometric mean over seeds."""
     means = np.exp(np.log(onsets["onset"]).mean("seed"))
     return float(means.min()), float(means.max())
+
+
+def _phases(ax: Any, onsets: Any) -> None:
+    """Shade alignment, first to last onset, and memorisation, from half of the loss gone on."""
+    first, last = _window(onsets)
+    half, end = float(np.exp(np.log(onsets["loss_half"]).mean("seed"))), ax.get_xlim()[1]
+    look = {"fontsize": 9, "color": "0.3", "transform": ax.get_xaxis_transform()}
+    ax.axvspan(first, last, color=WINDOW, alpha=0.6, lw=0, zorder=0)
+    ax.text(np.sqrt(first * last), 0.02, "alignment", ha="center", **look)
+    ax.axvspan(half, end, color=LATER, alpha=0.6, lw=0, zorder=0)
+    ax.text(0.97 * end, 0.1, "memorisation", ha="right", **look)  # higher: phases may overlap
 
 
 def _curve(ax: Any, runs: Any, values: Any, colour: str, line: Any, label: str) -> None:
@@ -110,7 +120,6 @@ def onsets(data: Any) -> Any:
         one = table.sel(rule=rule)
         look = plots.rule_style(rule)
         logs = np.log(one["onset"])
-        ax.axvspan(*_window(one), color=WINDOW, alpha=0.6, lw=0)
         rows = np.arange(len(names))[::-1]
         for row, name in zip(rows, names):
             seeds = one["onset"].sel(measure=name).values
@@ -118,20 +127,23 @@ def onsets(data: Any) -> Any:
         middle = np.exp(logs.mean("seed").sel(measure=names).values)
         ax.plot(middle, rows, look["marker"], color=look["color"], ms=6)
         half = float(np.exp(np.log(one["loss_half"]).mean("seed")))
-        ax.axvline(half, color="0.35", lw=1.3, ls=":")
+        ax.axvline(half, ymin=0.18, color="0.35", lw=1.3, ls=":")
         ax.text(
             half,
             1.02,
             "half of the loss",
-            ha="center",
+            ha="left",
             fontsize=9,
             color="0.3",
             transform=ax.get_xaxis_transform(),
         )
-        ax.set(xscale="log", xlabel="step", ylim=(-0.6, len(names) - 0.4), title=rule)
+        ax.set(xscale="log", xlabel="step", ylim=(-1.2, len(names) - 0.4), title=rule)
         ax.set_yticks(rows, [f"{CHAPTERS[name][0]}\n{CHAPTERS[name][1]}" for name in names])
         ax.tick_params(axis="y", labelsize=9)
-    axes[0].set_xlim(*_decades(table["onset"].sel(rule=["FA", "DFA"]).values))
+    low, high = _decades(table["onset"].sel(rule=["FA", "DFA"]).values)
+    axes[0].set_xlim(low, 1.6 * high)  # room for the name of the second phase
+    for ax, rule in zip(axes, ("FA", "DFA")):
+        _phases(ax, table.sel(rule=rule))
     plots.letters(axes)
     return fig
 
@@ -266,6 +278,7 @@ def _direct(ax: Any, neurons: Any) -> None:
 # --- nine rules compared -------------------------------------------------------------------------
 
 NETWORKS = {"mlp": "MLP", "conv": "convolutional network", "resnet": "small ResNet"}
+SHORT = {"mlp": "MLP", "conv": "conv.", "resnet": "ResNet"}  # where there is little room
 SETS = {
     "digits": "digits",
     "mnist": "MNIST",
@@ -388,7 +401,7 @@ def cost(data: Any) -> Any:
 def _text(mean: float, half: float, digits: int = 1) -> str:
     if not np.isfinite(mean):
         return "–"
-    return f"{mean:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+    return f"{mean:.{digits}f}±{half:.{digits}f}".replace("-", "−")  # without blanks: one line
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> Markdown:
@@ -397,22 +410,35 @@ def _markdown(head: list[str], rows: list[list[str]]) -> Markdown:
 
 
 def table(data: Any) -> Markdown:
-    """Accuracy of every cell with its interval, and the alignment at the end."""
-    ends = data["runs"].cosine.isel(look=-1).mean("data", skipna=False)
-    sets = [str(name) for name in data["runs"]["data"].values]
+    """A row for each network and rule: accuracies, alignment, cost, accuracy at equal time."""
+    runs, cost = data["runs"], data["cost"]
+    sets = [str(name) for name in runs["data"].values]
+    ends = runs.cosine.isel(look=-1).mean("data", skipna=False)
+    timed = 100 * cost.at_equal_time.mean("data")
+    memory = cost.working + cost.held
     rows = []
-    for network, title in NETWORKS.items():
-        for rule in [str(rule) for rule in data["runs"]["rule"].values]:
-            cell = final(data).sel(network=network, rule=rule)
-            cosine = mean_and_half(ends.sel(network=network, rule=rule))
+    for network in NETWORKS:
+        for rule in [str(rule) for rule in runs["rule"].values]:
+            cell = {"network": network, "rule": rule}
+            each = [final(data).sel(cell | {"data": name}) for name in sets]
+            edge = ["" if runs.inside.sel(cell | {"data": name}) else "†" for name in sets]
             rows.append(
                 [
-                    f"{title}, {rule}",
-                    *(_text(*mean_and_half(cell.sel(data=name))) for name in sets),
-                    "1" if rule == "BP" else _text(*cosine, digits=2),
+                    f"{SHORT[network]}, {rule}",
+                    *(_text(*mean_and_half(one)) + mark for one, mark in zip(each, edge)),
+                    "1" if rule == "BP" else _text(*mean_and_half(ends.sel(cell)), digits=2),
+                    *(_share(values, cell) for values in (cost.seconds, memory)),
+                    _text(*mean_and_half(timed.sel(cell))),
                 ]
             )
-    return _markdown(["network, rule", *(SETS[name] for name in sets), "alignment"], rows)
+    heads = [*(SETS[name] for name in sets), "cosine", "time", "memory", "at equal time"]
+    return _markdown(["network, rule", *heads], rows)
+
+
+def _share(values: Any, cell: dict[str, str]) -> str:
+    """A cost over that of BP, geometric mean over the sets of images."""
+    share = values.sel(cell) / values.sel(cell | {"rule": "BP"})
+    return f"{float(np.exp(np.log(share).mean())):.2f}"
 
 
 def pairs(data: Any) -> Markdown:
