@@ -10,18 +10,35 @@ import platform
 import re
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "what_we_promise.md"
 SECTION = re.compile(r"(?s)(<!-- faults -->\n).*?(<!-- end of faults -->)")
 
 
+def cases(report: Path) -> Iterator[tuple[ET.Element, dict[str, str]]]:
+    """The fault tests of a report, each with what it says of itself."""
+    for case in ET.parse(report).iter("testcase"):
+        said = {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
+        if "fault" in said:
+            yield case, said
+
+
+def skipped(report: Path) -> list[str]:
+    """Fault tests that were left out, each with its reason."""
+    return [
+        f"- {said['fault']} (`{case.attrib['name']}`): {reason.attrib.get('message', '')}"
+        for case, said in cases(report)
+        if (reason := case.find("skipped")) is not None
+    ]
+
+
 def counted(report: Path) -> dict[tuple[str, str], tuple[int, int]]:
     """(fault, promise) -> how often it was made, and how often the promise was kept."""
     found: dict[tuple[str, str], tuple[int, int]] = {}
-    for case in ET.parse(report).iter("testcase"):
-        said = {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
-        if "fault" not in said or case.find("skipped") is not None:
+    for case, said in cases(report):
+        if case.find("skipped") is not None:
             continue
         times = int(said.get("times", 1))
         kept = 0 if {child.tag for child in case} & {"failure", "error"} else times
@@ -31,8 +48,8 @@ def counted(report: Path) -> dict[tuple[str, str], tuple[int, int]]:
     return found
 
 
-def table(found: dict[tuple[str, str], tuple[int, int]], form: str) -> str:
-    """Markdown: a row for each fault and promise."""
+def table(found: dict[tuple[str, str], tuple[int, int]], left: list[str], form: str) -> str:
+    """Markdown: a row for each fault and promise, then what was left out."""
     lines = [
         "| what goes wrong | what is promised | times made | kept |",
         "| --- | --- | --- | --- |",
@@ -42,17 +59,22 @@ def table(found: dict[tuple[str, str], tuple[int, int]], form: str) -> str:
     made, kept = (sum(pair[k] for pair in found.values()) for k in (0, 1))
     day = datetime.date.today().isoformat()
     where = f"{platform.system()}, Python {platform.python_version()}"
-    return "\n".join([*lines, "", f"Counted on {day} {form} ({where}): {kept} of {made} kept.", ""])
+    lines += ["", f"Counted on {day} {form} ({where}): {kept} of {made} kept."]
+    if left:
+        lines += ["", f"Left out on that machine, and not counted ({len(left)}):", "", *left]
+    return "\n".join([*lines, ""])
 
 
 def main() -> int:
-    found = counted(Path(sys.argv[1]))
+    report = Path(sys.argv[1])
+    found = counted(report)
     if not found:
-        raise SystemExit(f"no fault test in {sys.argv[1]}")
-    whole = Path(sys.argv[1]).stem == "faults"
+        raise SystemExit(f"no fault test in {report}")
+    whole = report.stem == "faults"
     form = "by `make faults`" if whole else "by the short form in `make test`"
     text = PAGE.read_text(encoding="utf-8")
-    fresh = SECTION.sub(lambda match: match[1] + table(found, form) + match[2], text)
+    rows = table(found, skipped(report), form)
+    fresh = SECTION.sub(lambda match: match[1] + rows + match[2], text)
     PAGE.write_text(fresh, encoding="utf-8")
     return int(any(made != kept for made, kept in found.values()))
 

@@ -37,6 +37,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     for function in (dict, list, tuple, range, int, float, str, bool, min, max, sum, abs, len)
 }
 _WORDS = {"true": True, "false": False, "none": None}
+_UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)  # of text as an expression
 _LARGEST = 10_000  # of an exponent, a repetition or a range: nothing here may take long
 
 
@@ -324,7 +325,7 @@ def convert(text: Any, name: str, parameter: Parameter) -> Any:
         raise UsageError(f"parameter {name!r} must be {kind(example)}, got {text!r}")
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"parameter {name!r} cannot be {text!r}: {error}") from error
     return value
 
@@ -337,12 +338,12 @@ def _parse(text: Any, example: Any) -> Any:
     if isinstance(text, str) and isinstance(example, str):
         quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
         if quoted:
-            with contextlib.suppress(ValueError, SyntaxError):
+            with contextlib.suppress(*_UNREADABLE):
                 value = ast.literal_eval(text)
     elif isinstance(text, str):
         if text.strip().lower() in _WORDS:
             return _WORDS[text.strip().lower()]
-        with contextlib.suppress(ValueError, SyntaxError):  # what stays text is refused later
+        with contextlib.suppress(*_UNREADABLE):  # what stays text is refused later
             value = evaluate(parse(text.strip(), mode="eval").body, {})
     if isinstance(example, float) and type(value) is int:
         value = float(value)
@@ -413,8 +414,10 @@ def _mapping(text: str, where: str) -> dict[str, list[Any]]:
 
     try:
         found = yaml.load(text, NoDatesSafeLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where}: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{where}: brackets are nested too deeply") from error
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UsageError(f"{where}: {' '.join(str(error).split())}") from error
     if found is None:  # an empty file
         return {}
     if not isinstance(found, dict):
@@ -469,6 +472,8 @@ def several(text: Any) -> list[Any]:
         if match is None:
             values.append(piece)
             continue
+        if max(map(len, filter(None, match.groups()))) > 1000:  # such numbers Python does not read
+            raise UsageError(f"{piece[:20]!r}... has a number of more than 1000 digits")
         first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
         if not step or last < first or (last - first) // step >= _LARGEST:
             raise UsageError(f"{piece!r} must be first..last, at most {_LARGEST} values upwards")

@@ -8,12 +8,15 @@ content counts: it may be compressed anew or not at all, have a dotted name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -142,6 +145,7 @@ def _obtain(remote: Remote, root: Path | None, download: bool, progress: bool) -
         raise DataError(
             f"no {remote.path}: {place}, it is not in {cache}, and download was not allowed"
         )
+    _ready((cache / remote.path).parent)
     try:
         return _download(remote, cache / remote.path, progress)
     except DataError as error:
@@ -155,6 +159,18 @@ def _listing(root: Path) -> str:
     return ", ".join([*found[:12], *["..."] * (len(found) > 12)]) or "nothing"
 
 
+def _ready(folder: Path) -> None:
+    """Make a folder of the cache, and see that files can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DataError(
+            f"cannot write into the cache {folder}: {error.strerror}; make it writable, or put the "
+            "files into a directory that FABOOK_DATA names"
+        ) from error
+
+
 def _download(remote: Remote, target: Path, progress: bool) -> Path:
     """Try each address; a file is moved into place only when its content is right."""
     import pooch
@@ -163,7 +179,6 @@ def _download(remote: Remote, target: Path, progress: bool) -> Path:
     headers = {"Accept-Encoding": "identity"}  # else a server may wrap, and requests unwrap, a .gz
     fetch_url = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, headers=headers)
     problems = []
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         part = Path(folder) / target.name
         for url in remote.urls:
@@ -186,12 +201,32 @@ def _copy(source: Path, target: Path, expected: str) -> Path:
     if target.is_file() and sha256(target) == expected:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
     try:
-        shutil.copyfile(source, part)
-        if (got := sha256(part)) != expected:
-            raise DataError(f"{target}: the copy of {source} has SHA-256 {got}, not {expected}")
+        with _replaced(target) as part:
+            shutil.copyfile(source, part)
+            if (got := sha256(part)) != expected:
+                raise DataError(f"{target}: the copy of {source} has SHA-256 {got}, not {expected}")
+    except FileNotFoundError:
+        if not (target.is_file() and sha256(target) == expected):  # else another process was first
+            raise
+    return target
+
+
+@contextlib.contextmanager
+def _replaced(target: Path) -> Iterator[Path]:
+    """A name of this process's own; what is written there takes the file's place at the end.
+
+    Whoever is done removes what other processes, killed or still at work, have for the same file.
+
+    Raises:
+        FileNotFoundError: another process was first, and has removed what was written here.
+    """
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
-    return target
+    for left in target.parent.glob(f".{target.name}.????????.part"):
+        with contextlib.suppress(OSError):
+            left.unlink()

@@ -10,8 +10,6 @@ import contextlib
 import gzip
 import struct
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,11 +26,9 @@ class DataError(RuntimeError):
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    damage = (ValueError, KeyError, OSError, EOFError)
-    formats = (struct.error, zlib.error, zipfile.BadZipFile, tarfile.TarError)
     try:
         yield
-    except damage + formats as error:
+    except Exception as error:  # what numpy, zipfile and tarfile raise for damage has no end
         raise DataError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
 
@@ -84,10 +80,11 @@ def _read_prepared(paths: Sequence[Path]) -> Arrays:
     with _reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = [archive[key] for key in ("x_train", "y_train", "x_test", "y_test")]
         for x, y in (arrays[:2], arrays[2:]):
-            if x.dtype != np.uint8 or x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1]:
+            fits = x.shape[1:] == (32, 32, 3) and y.shape == x.shape[:1]
+            if not fits or x.dtype != np.uint8 or y.dtype.kind not in "iu":
                 raise ValueError(
-                    "expected uint8 images (n, 32, 32, 3) and labels (n,); "
-                    f"got {x.dtype} {x.shape} and {y.shape}"
+                    "expected uint8 images (n, 32, 32, 3) and whole labels (n,); "
+                    f"got {x.dtype} {x.shape} and {y.dtype} {y.shape}"
                 )
     x_train, y_train, x_test, y_test = arrays
     return x_train.transpose(0, 3, 1, 2), y_train, x_test.transpose(0, 3, 1, 2), y_test

@@ -14,7 +14,6 @@ into the provenance.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from .files import (
     _here,
     _listed,
     _obtain,
+    _replaced,
     _right,
     _sound,
     _verified,
@@ -257,13 +257,18 @@ def _carry(corpus: Corpus, root: Path | None, target: Path, progress: bool) -> l
 
 def _write_sums(target: Path, fresh: Sequence[Path]) -> None:
     """List the files that are here: new ones as copied, others as known or as listed before."""
-    sums = {remote.path: remote.sha256 for c in REGISTRY.values() for remote in c.files}
-    sums |= _listed(target)
-    sums |= {path.relative_to(target).as_posix(): sha256(path) for path in fresh}
-    here = sorted(path for path in sums if (target / path).is_file())
-    part = target / ".SHA256SUMS.part"
-    part.write_text("".join(f"{sums[path]}  {path}\n" for path in here), "utf-8")
-    os.replace(part, target / "SHA256SUMS")
+    known = {remote.path: remote.sha256 for c in REGISTRY.values() for remote in c.files}
+    new = {path.relative_to(target).as_posix(): sha256(path) for path in fresh}
+    for left in reversed(range(10)):  # again where another process was first: its list counts, too
+        sums = known | _listed(target) | new
+        here = sorted(path for path in sums if (target / path).is_file())
+        try:
+            with _replaced(target / "SHA256SUMS") as part:
+                part.write_text("".join(f"{sums[path]}  {path}\n" for path in here), "utf-8")
+            return
+        except FileNotFoundError:
+            if not left:
+                raise
 
 
 def load(

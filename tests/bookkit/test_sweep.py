@@ -310,23 +310,59 @@ def test_a_picture_needs_something_to_draw(root: Path, capsys: pytest.CaptureFix
 
 
 HOSTILE = ["'; import os; os._exit(1) #", '"""', "a\nb", "{x}\\", "$(id)", "ä∂\t", "..", "%s"]
+MAKES = "__import__('pathlib').Path('executed').touch()"  # a file, were it ever executed
+CODE = [
+    MAKES,
+    f'"; {MAKES} #',
+    f"a\n{MAKES}",
+    f"{{{{ {MAKES} }}}}",
+    "`touch executed`",
+    f"'+{MAKES}+'",
+]
 
 
 @pytest.mark.fault(
     "quotes, code, newlines as a value", "arrive in the notebook as text, and are never executed"
 )
 def test_hostile_values_arrive_as_data(root: Path) -> None:
-    given = {"rule": [parameters.Raw(text) for text in HOSTILE]}
-    grid = sweep.plan(root, "alpha", given, out=root / "_build")
-    outcomes, _ = sweep.run(grid, n_jobs=2)
-    assert [outcome.status for outcome in outcomes] == ["done"] * len(HOSTILE)
-    stored = [
-        json.loads(job.output("results", ".json").read_text(encoding="utf-8")) for job in grid.jobs
-    ]
-    assert [
-        results["data"]["found"]["data_vars"]["rule"]["values"] for results in stored
-    ] == HOSTILE
-    assert [row["rule"] for row in read(tables(root)[0])][::2] == HOSTILE
+    words = [word for text in CODE for word in ("-p", f"rule={text}")]
+    words += [word for text in HOSTILE for word in ("-r", f"rule={text}")]
+    done = typed("sweep", "alpha", *words, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    texts = [json.loads(path.read_text()) for path in (root / "_build" / "results").rglob("*.json")]
+    found = [results["data"]["found"]["data_vars"]["rule"]["values"] for results in texts]
+    assert sorted(found) == sorted(CODE + HOSTILE)
+    assert [row["rule"] for row in read(tables(root)[0])][::2] == CODE + HOSTILE
+    assert not list(root.rglob("executed"))
+
+
+@pytest.mark.fault("code as a number, or as YAML", "refused in one line before a kernel starts")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-p", f"width={MAKES}"),
+        pytest.param(("-r", f"width={MAKES}"), marks=pytest.mark.long),
+        pytest.param(("-p", f"width=[{MAKES}]"), marks=pytest.mark.long),
+        ("-y", "rule: !!python/object/apply:os.system ['touch executed']"),
+        pytest.param(("-y", "["), marks=pytest.mark.long),
+        ("-y", "[" * 3000),
+        pytest.param(("-p", "width=" + "[" * 3000), marks=pytest.mark.long),
+        pytest.param(("-p", f"{MAKES}=1"), marks=pytest.mark.long),
+    ],
+)
+def test_what_cannot_be_data_is_refused(root: Path, words: tuple[str, str]) -> None:
+    done = typed("sweep", "alpha", *words)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("fabook: ")
+    assert kernels(root) == []
+    assert not list(root.rglob("executed"))
+
+
+def typed(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command line, as its user has it."""
+    command = [sys.executable, "-m", "fabook", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
 # --- on a cluster --------------------------------------------------------------------------------

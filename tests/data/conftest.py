@@ -35,6 +35,8 @@ def own_cache(tmp_path, monkeypatch):
 class Mirror(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
+        if self.server.together:
+            self.server.together.wait()
         _, kind, path = self.path.split("/", 2)
         body = self.server.files[path]
         if kind == "error":
@@ -60,7 +62,7 @@ class Mirror(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as httpd:
-        httpd.daemon_threads, httpd.asked = False, []
+        httpd.daemon_threads, httpd.asked, httpd.together = False, [], None
         httpd.files = IDX_FILES | {f"cifar-{n}.tar.gz": cifar_archive(n) for n in (10, 100)}
         httpd.files["cifar10-part.npz"] = prepared_part()
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})

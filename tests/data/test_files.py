@@ -2,6 +2,10 @@
 
 import gzip
 import hashlib
+import json
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 
 import pooch
@@ -69,6 +73,72 @@ def test_a_damaged_cache_is_replaced(small, own_cache):
         data.load("cifar10", download=False)
     data.load("cifar10", progress=False)
     assert files_under(own_cache) == {"cifar-10.tar.gz": cifar_archive(10)}
+
+
+@pytest.mark.fault("a cache that cannot be written", "said in one line, with the folder")
+@pytest.mark.parametrize("what", ["a file", "read-only"])
+def test_an_unwritable_cache_is_named(small, server, own_cache, what):
+    small("good")
+    own_cache.mkdir()
+    if what == "a file":
+        (own_cache / "small").write_text("in the way")
+    elif subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", own_cache]).returncode:
+        pytest.skip("a disk of its own needs the right to mount one")
+    try:
+        with pytest.raises(DataError, match="cannot write into the cache") as caught:
+            data.load("mnist", progress=False)
+    finally:
+        if what == "read-only":
+            subprocess.run(["umount", "-l", own_cache], check=True)
+    said = str(caught.value)
+    assert len(said.splitlines()) == 1
+    assert f"{own_cache / 'small'}: " in said
+    assert "FABOOK_DATA" in said
+    assert server.asked == []
+
+
+CHILD = """
+import json, pathlib, shutil, sys, threading, time
+from dataclasses import replace
+import pooch
+from fabook import data
+from fabook.data import Remote, files, images
+
+cache, room, remotes = json.loads(sys.argv[1])
+pooch.os_cache = lambda name: cache
+remotes = tuple(Remote(**remote) for remote in remotes)
+images.REGISTRY["mnist"] = replace(images.REGISTRY["mnist"], sizes=(30, 12), files=remotes)
+room, copyfile = pathlib.Path(room), shutil.copyfile
+
+
+def slow(source, target):  # half of it; and the rest when the other has half of it, too
+    target.write_bytes(source.read_bytes()[:100])
+    end = time.monotonic() + 2
+    while len(list(target.parent.glob(f".{source.name}*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    copyfile(source, target)
+
+
+files.shutil.copyfile = slow
+data.prepare(room, ["mnist"], progress=False)
+assert len(data.load("mnist", root=room, download=False).x_train) == 30
+"""
+
+
+@pytest.mark.fault("two processes on one cache and one folder", "both end well; whole files only")
+def test_two_processes_at_once(small, server, tmp_path, own_cache):
+    remotes = [vars(remote) for remote in small("good")["mnist"].files]
+    server.together = threading.Barrier(2, timeout=60)  # each file is asked for by both at once
+    given = json.dumps([str(own_cache), str(tmp_path / "room"), remotes])
+    both = [
+        subprocess.Popen([sys.executable, "-c", CHILD, given], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.communicate(timeout=300)[1] for process in both] == ["", ""]
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(server.asked) == 2 * len(IDX_FILES)
+    assert files_under(own_cache) == IDX_FILES
+    assert files_under(tmp_path / "room") == with_sums(IDX_FILES)
 
 
 def test_without_download_nothing_is_asked(small, server, own_cache):

@@ -124,7 +124,8 @@ def test_prepare_resumes_after_an_interruption(small, tmp_path, monkeypatch):
     whole = {"small/train-images.gz", "small/train-labels.gz"}
     assert files_under(out) == {name: IDX_FILES[name] for name in whole}
     # What a killed process may leave, and what a bad disk may do.
-    write(out, {"small/.t10k-images.gz.part": b"half", "small/train-labels.gz": b"damaged"})
+    write(out, {"small/.t10k-images.gz.0123abcd.part": b"half"})
+    write(out, {"small/train-labels.gz": b"damaged"})
     data.prepare(out, progress=False)
     assert files_under(out) == with_sums(EVERYTHING)
 
