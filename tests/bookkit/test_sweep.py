@@ -317,7 +317,7 @@ CODE = [
     f"a\n{MAKES}",
     f"{{{{ {MAKES} }}}}",
     "`touch executed`",
-    f"'+{MAKES}+'",
+    f"''+{MAKES}+''",
 ]
 
 
