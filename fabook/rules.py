@@ -163,9 +163,10 @@ class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
         for name in self.receivers:
             self.drawn(name).abs_()
 
-    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        super()._load_from_state_dict(*args, **options)
-        self._keep_sizes()
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        own = f"{prefix}feedback_"  # an older state has R with its signs, and keeps them
+        sizes = {k: v.abs() for k, v in state_dict.items() if k.startswith(own)}
+        super()._load_from_state_dict({**state_dict, **sizes}, prefix, *args)
 
     def matrix(self, layer: str) -> Tensor:
         return torch.sign(self.weight(layer), out=self.workspace(layer)).mul_(self.drawn(layer))

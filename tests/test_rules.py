@@ -613,8 +613,9 @@ def test_feedback_belongs_to_its_generator(rule):
             close(q, 3 * p)
 
 
+@pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("rule", [FRSF, BRSF])
-def test_matrices_of_any_sign_are_sizes(rule, device):
+def test_matrices_of_any_sign_are_sizes(rule, assign, device):
     net = tanh_net(device)
     given = {"0": rand(6, 4).to(device), "2": rand(3, 6).to(device)}
     assert any(bool((R < 0).any()) for R in given.values())
@@ -627,9 +628,13 @@ def test_matrices_of_any_sign_are_sizes(rule, device):
         assert torch.equal(B, want[name])
     state = bound.state_dict() | {f"feedback_{name}": R for name, R in given.items()}
     again = rule(net, generator=stream(1, "f"))
-    again.load_state_dict(state)
+    kept = {name: R.clone() for name, R in given.items()}
+    again.load_state_dict(state, assign=assign)
     for name, B in again.feedback.items():
         assert torch.equal(B, want[name])
+    assert all(torch.equal(given[name], R) for name, R in kept.items())  # the caller's own
+    if assign:
+        return  # the weights were replaced: the rule asks to be made again
     x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
     again.backward(x, y)
     for name, B in again.feedback.items():
