@@ -106,6 +106,23 @@ def test_has_the_law_of_the_direct_simulation(cases, runs, time):
     assert 0.01 < np.mean(values < 0.05) < 0.1  # tests of one run are not independent
 
 
+@pytest.mark.parametrize("case", [Case(6, 1, lr=3.0), Case(8, 2, lr=3.0)])
+def test_one_large_step_of_few_inputs_has_the_whole_law(case):
+    """Here the chi-square of the input's other part shows: its spread, not its mean alone."""
+    start, options = start_of(case, 20_000), {"lr": case.lr, "steps": 1, "probe_at": [1]}
+    direct = simulation.train_online(start, generator=stream(0, "direct"), **options)
+    law = reduced.train_online(
+        ReducedState.from_weights(start), generator=stream(0, "law"), **options
+    )
+    p = {}
+    for name in ("Q", "R", "v"):
+        for i, (x, y) in enumerate(
+            zip(*(getattr(one, name)[:, -1].reshape(20_000, -1).T for one in (direct, law)))
+        ):
+            p[name, i] = stats.ks_2samp(x, y).pvalue
+    assert holm(p, 0.01) == []
+
+
 def test_the_comparison_can_tell_another_law():
     """A tenth fewer inputs, and the same with the noise left out: Holm's procedure sees it."""
     case = Case(50, 2, noise=0.3)
