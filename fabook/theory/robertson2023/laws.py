@@ -37,7 +37,8 @@ def conserved(rule: Rule, *, normalised: bool = False, control: bool = False) ->
 
     - BP: $\tfrac12 \sum w^2$; FA: $\sum b w$; Kolen-Pollack: $\tfrac12\sum b^2$;
     - uSF and frSF: $\sum |b| |w|$;
-    - DFA: $\sum F w$ for the last hidden layer alone, the only one for which a law holds.
+    - DFA: $\sum F w$ for the last hidden layer alone. (Below a layer of linear units
+      $(F_l F_{l+1}^+)^T$ would take F's place; below ReLU units no law is known.)
 
     A layer's quantity is the sum over its neurons. A convolution's neurons are its channels; where
     Flatten follows, a channel owns all the columns above that read it.

@@ -85,6 +85,31 @@ def test_conserved_drifts_by_the_squared_steps_alone(rule, activation, bias, los
         assert said[name].abs().max() > 1e-5
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_direct_feedback_has_a_law_in_every_layer_below_linear_units(bias):
+    """d(1/2 |W_l|^2) = <(F_l F_{l+1}^+)^T, dW_{l+1}> per neuron, and not below ReLU."""
+
+    def left(activation):
+        net = net_of(5, 6, 7, 3, activation=activation, bias=bias)
+        bound = make("DFA", net)
+        F1, F2 = (bound.feedback[name] for name in bound.layers[:2])
+        partner = (F1 @ torch.linalg.pinv(F2)).T
+        first, second = (net.get_submodule(name) for name in bound.layers[:2])
+        worst = 0.0
+        for step in range(20):
+            old = [p.detach().clone() for p in (first.weight, second.weight, *[first.bias][:bias])]
+            bound.sgd_step(randn(4, 5, seed=step), labels(4, 3, seed=step), 0.1)
+            with torch.no_grad():
+                gained = (old[0] * (first.weight - old[0])).sum(1)
+                gained += old[2] * (first.bias - old[2]) if bias else 0
+                alignment = (partner * (second.weight - old[1])).sum(0)
+            worst = max(worst, float((gained - alignment).norm() / gained.norm()))
+        return worst
+
+    assert left("linear") < 1e-11
+    assert left("relu") > 0.1
+
+
 @few
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
