@@ -112,46 +112,69 @@ def _robertson(ax: Any, runs: Any) -> None:
 
 
 def onsets(data: Any) -> Any:
-    """When each measure begins to move, for both rules."""
+    """When each measure begins to move, the whole spectrum, and what the law conserves."""
     table = data["onsets"]
-    fig, axes = plots.figure(1, 2, height=3.1, sharex=True, sharey=True)
-    names = [str(name) for name in table.measure.values]
-    for ax, rule in zip(axes, ("FA", "DFA")):
-        one = table.sel(rule=rule)
-        look = plots.rule_style(rule)
-        logs = np.log(one["onset"])
-        rows = np.arange(len(names))[::-1]
-        for row, name in zip(rows, names):
-            seeds = one["onset"].sel(measure=name).values
-            ax.plot(seeds, np.full(len(seeds), row), "|", color=look["color"], ms=9, alpha=0.6)
-        middle = np.exp(logs.mean("seed").sel(measure=names).values)
-        ax.plot(middle, rows, look["marker"], color=look["color"], ms=6)
-        half = float(np.exp(np.log(one["loss_half"]).mean("seed")))
-        ax.axvline(half, ymin=0.18, color="0.35", lw=1.3, ls=":")
-        ax.text(
-            half,
-            1.02,
-            "half of the loss",
-            ha="left",
-            fontsize=9,
-            color="0.3",
-            transform=ax.get_xaxis_transform(),
-        )
-        ax.set(xscale="log", xlabel="step", ylim=(-1.2, len(names) - 0.4), title=rule)
-        ax.set_yticks(rows, [f"{CHAPTERS[name][0]}\n{CHAPTERS[name][1]}" for name in names])
-        ax.tick_params(axis="y", labelsize=9)
-    low, high = _decades(table["onset"].sel(rule=["FA", "DFA"]).values)
-    axes[0].set_xlim(low, 1.6 * high)  # room for the name of the second phase
-    for ax, rule in zip(axes, ("FA", "DFA")):
-        _phases(ax, table.sel(rule=rule))
+    fig, axes = plots.figure(2, 2, height=3.0, sharex=True)
+    end = float(data["curves"].step[-1])
+    for ax, rule in zip(axes[0], ("FA", "DFA")):
+        _first_moves(ax, table.sel(rule=rule), rule)
+    axes[0, 1].tick_params(axis="y", labelleft=False)
+    _spectrum(axes[1, 0], data["spectrum"].sel(rule="FA"))
+    _conserved(axes[1, 1], data["curves"])
+    for ax, rule in zip(axes.flat, ("FA", "DFA", "FA", None)):
+        ax.set(xscale="log", xlim=(0.7, end))
+        if rule:
+            _phases(ax, table.sel(rule=rule))
+    for ax in axes[1]:
+        ax.set_xlabel("step")
     plots.letters(axes)
     return fig
 
 
-def _decades(values: Any) -> tuple[float, float]:
-    """Whole decades around positive values, so that the axis has its ticks."""
-    logs = np.log10(values[np.isfinite(values)])
-    return 10.0 ** np.floor(logs.min()), 10.0 ** np.ceil(logs.max())
+def _first_moves(ax: Any, one: Any, rule: str) -> None:
+    """Onsets of all measures: ticks for seeds, a marker for their geometric mean."""
+    names, look = [str(name) for name in one.measure.values], plots.rule_style(rule)
+    rows = np.arange(len(names))[::-1]
+    for row, name in zip(rows, names):
+        seeds = one["onset"].sel(measure=name).values
+        ax.plot(seeds, np.full(len(seeds), row), "|", color=look["color"], ms=9, alpha=0.6)
+    middle = np.exp(np.log(one["onset"]).mean("seed").sel(measure=names).values)
+    ax.plot(middle, rows, look["marker"], color=look["color"], ms=6)
+    half = float(np.exp(np.log(one["loss_half"]).mean("seed")))
+    ax.axvline(half, ymin=0.18, color="0.35", lw=1.3, ls=":")
+    where = {"transform": ax.get_xaxis_transform(), "fontsize": 9, "color": "0.3"}
+    ax.text(half, 1.02, "half of the loss", ha="left", **where)
+    ax.set(ylim=(-1.2, len(names) - 0.4), title=rule)
+    ax.set_yticks(rows, [f"{CHAPTERS[name][0]}\n{CHAPTERS[name][1]}" for name in names])
+    ax.tick_params(axis="y", labelsize=9)
+
+
+def _spectrum(ax: Any, spectrum: Any) -> None:
+    """Quantiles of the real parts of the stability matrix, means over seeds."""
+    step = np.maximum(spectrum.step.values, 0.7)
+    real = spectrum["real"].mean("seed")
+    for low, high, alpha in ((0, 1, 0.15), (0.05, 0.95, 0.25), (0.25, 0.75, 0.4)):
+        edges = real.sel(level=low), real.sel(level=high)
+        ax.fill_between(step, *edges, color=WARM, alpha=alpha, lw=0)
+    ax.plot(step, real.sel(level=0.5), color=WARM, label="median")
+    ax.axhline(0, color="0.5", lw=0.8)
+    linear = 10 ** np.floor(np.log10(abs(float(real.min()))))  # the decade of the most negative
+    ax.set_yscale("symlog", linthresh=linear)
+    ax.set(ylabel=r"Re $\lambda$ of $M/n$", title="Chu: the spectrum under FA")
+
+
+def _conserved(ax: Any, curves: Any) -> None:
+    """The conserved quantity, and what the gain in norm alone would have made of it."""
+    step = np.maximum(curves.step.values, 0.7)
+    for rule in ("FA", "DFA"):
+        one, look = curves.sel(rule=rule), plots.rule_style(rule)
+        start = one.conserved.isel(step=0)
+        plain = {"color": look["color"], "kind": "95%"}
+        plots.band(ax, step, (one.conserved / start).values, label=rule, **plain)
+        alone = ((start + one.growth) / start).transpose("seed", "step")
+        plots.band(ax, step, alone.values, linestyle=":", label=f"{rule}, norms alone", **plain)
+    ax.set(ylabel="conserved quantity / start", title="Robertson: the law")
+    ax.legend(loc="upper left", fontsize=9, frameon=False)
 
 
 def identity(data: Any) -> Any:
