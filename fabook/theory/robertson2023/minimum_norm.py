@@ -94,7 +94,8 @@ def scalar_flow(
        \beta = \|b\|^2 (a_0 + \tfrac12 \|v\|^2)\, v, \quad \dot v = -X^T (X\beta - y). $$
 
     The second is the conservation law. $a_0 < 0$ starts against the feedback: the loss rises
-    first, and is back at its initial value when $\tfrac12\|v\|^2$ reaches $-a_0$. Derived; only $v$ is integrated.
+    first, and is back at its initial value when $\tfrac12\|v\|^2$ reaches $-a_0$. Derived; only
+    $v$ is integrated.
 
     Args:
         X: (n, d).
