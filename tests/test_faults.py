@@ -36,6 +36,7 @@ TIMED = {  # what notebooks measure with a clock: table and variables
     "synthesis/rules_compared": {"cost": ["seconds", "at_equal_time"]},
 }
 Fault = Callable[[int], None]
+HOURS = pytest.mark.timeout(8 * 3600)  # what is repeated fifty times, on a busy machine
 
 
 @pytest.fixture
@@ -197,6 +198,7 @@ def killed(
 @pytest.mark.parametrize(
     "words", ["run", *(pytest.param(name, marks=pytest.mark.long) for name in ("sweep", "build"))]
 )
+@HOURS
 def test_kill(words: str, project: Project, kills: int, times: Fault) -> None:
     times(kills)
     *before, command = COMMANDS[words]
@@ -212,6 +214,7 @@ def test_kill(words: str, project: Project, kills: int, times: Fault) -> None:
 
 
 @pytest.mark.fault("kill -9", "`fabook data prepare`, then started again: the same files")
+@HOURS
 def test_kill_while_data_is_prepared(project: Project, kills: int, times: Fault) -> None:
     times(kills)
     source, room = project.root / "source", project.root / "room"
@@ -238,6 +241,7 @@ def test_kill_while_data_is_prepared(project: Project, kills: int, times: Fault)
 
 
 @pytest.mark.fault("kill -9", "`fabook grade`, then started again: the same table")
+@HOURS
 def test_kill_while_homework_is_graded(
     tmp_path: Path, kills: int, times: Fault, request: pytest.FixtureRequest
 ) -> None:
@@ -466,7 +470,7 @@ def results(folder: Path) -> dict[str, Any]:
     "the quick preset run twice, then what was removed from it",
     "equal results but for times: 1 or 2 jobs, cold or warm",
 )
-@pytest.mark.timeout(8 * 3600)
+@HOURS
 def test_determinism(project: Project, kills: int, times: Fault) -> None:
     place = project.root
     if kills > 1:  # the book itself
