@@ -720,9 +720,10 @@ class Rule(nn.Module):
         loss: Loss = "cross_entropy",
         reduction: str = "mean",
     ) -> Tensor:
-        """Take one step of plain gradient descent in place, without storing any gradient.
+        """Take one step of plain gradient descent in place.
 
-        The same step as :meth:`backward` followed by ``torch.optim.SGD(lr)``, and faster.
+        The same step as :meth:`backward` followed by ``torch.optim.SGD(lr)``. On a stack it is
+        faster and stores no gradient; elsewhere ``.grad`` is used, and None afterwards.
 
         Args:
             x, target, loss, reduction: as in :meth:`backward`.
@@ -760,8 +761,9 @@ class Rule(nn.Module):
     ) -> dict[str, Tensor]:
         """Return what :meth:`backward` would write into the network, by name, bottom to top.
 
-        Zero where nothing arrives, and where it would write None. Nothing is written: ``.grad``,
-        running statistics and random states stay as they are.
+        Zero where nothing arrives; what is frozen is left out, and nothing is drawn: brSF uses its
+        last R. Nothing is written: ``.grad``, running statistics and random states stay as they
+        are.
         """
         if self._on_graph:
             with measuring(self.net):

@@ -101,6 +101,9 @@ def target_error(
     if callable(loss):
         raise ValueError(f"a target is projected under a loss by name, one of {', '.join(LOSSES)}")
     choose("loss", loss, LOSSES)
+    choose("reduction", reduction, REDUCTIONS)
+    if loss == "mse":
+        _check_shape(output, target)
     count = output.numel() if loss != "cross_entropy" else output.numel() // output.shape[-1]
     if loss != "mse" and target.shape != output.shape:
         labels, kept = _labels(output, target, ignore=loss == "cross_entropy")
@@ -111,12 +114,16 @@ def target_error(
     return target.to(output) * (factor / max(count, 1) if reduction == "mean" else factor)
 
 
-def _squares(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+def _check_shape(output: Tensor, target: Tensor) -> None:
     if output.shape != target.shape:
         raise ValueError(
             f"mse needs a target of the output's shape {tuple(output.shape)}; "
             f"got {tuple(target.shape)}: reshape it, or F.one_hot(labels, {output.shape[-1]})"
         )
+
+
+def _squares(output: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    _check_shape(output, target)
     error = output - target.to(output.dtype)
     scale = 1.0 / error.numel() if reduction == "mean" else 1.0
     flat = error.reshape(-1)

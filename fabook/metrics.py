@@ -79,7 +79,8 @@ def gradient_alignment(
     r"""Cosine between a rule's update of each weight matrix and the true gradient.
 
     $\cos(\mathrm{vec}\, \delta_l h_{l-1}^T, \mathrm{vec}\, \nabla_{W_l} \mathcal L)$, both
-    summed over the batch at the same weights (Chu & Bacho 2023; Robertson & Koyejo 2024).
+    summed over the batch at the same weights (our choice for Chu & Bacho 2023 and Robertson &
+    Koyejo 2024, whose own definitions we do not know).
     ``total`` concatenates the hidden layers; the read-out, whose update is the gradient, would
     only raise it and is left out: ``network_alignment`` has it.
 
@@ -118,8 +119,7 @@ def network_alignment(
 ) -> float:
     """Cosine between a rule's whole update and the whole gradient, read-out included.
 
-    All weight matrices concatenated (Chu & Bacho 2023, network alignment). The read-out's share
-    equals one for every rule, so this is positive long before hidden layers are aligned.
+    All weight matrices concatenated (ours). The read-out's share equals one for every rule, so this is positive long before hidden layers are aligned.
 
     Args:
         rule, x, target, loss, reduction: as in :func:`fabook.gradient_alignment`.
@@ -270,9 +270,8 @@ def _matrix_pairs(rule: Rule) -> dict[str, tuple[Tensor, Tensor]]:
 def network_overlap(nets: Sequence[nn.Module]) -> float:
     """Mean over pairs of networks of the cosine between all their parameters.
 
-    Networks trained from different initial weights with the same feedback end near each other
-    under direct feedback alignment and stay orthogonal under backpropagation: degeneracy breaking
-    (Refinetti et al. 2021).
+    The measure of degeneracy breaking (Refinetti et al. 2021): do networks trained from different
+    initial weights with one feedback end more alike than under backpropagation?
 
     Args:
         nets: at least two networks of one architecture.

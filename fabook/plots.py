@@ -74,7 +74,7 @@ def style() -> Iterator[None]:
     """House style as a context manager or decorator; matplotlib's settings return afterwards.
 
     Sizes suit a page 7.2 inches wide and stay readable at a phone's width. The background is white,
-    which a dark page turns over, and saved files carry nothing that changes from run to run.
+    which a dark page turns over, and an SVG's ids do not change from run to run.
     """
     import matplotlib as mpl
     import seaborn as sns

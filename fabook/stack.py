@@ -39,7 +39,7 @@ class Signal(NamedTuple):
         name: the module's name in the network.
         module: the module.
         error: error signal at its output, of the output's shape; delta_l for weight layers.
-        input: what it was given, h_{l-1}; None for other modules.
+        input: what it was given; h_{l-1} for weight layers.
         incoming: the signal before it passed the activation, at h_l; None at the top.
         grads: gradients of its own parameters that are known already.
         is_weight_layer: whether it is a Linear or Conv2d.

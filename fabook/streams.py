@@ -12,9 +12,10 @@ from torch import Generator
 def stream(seed: int, *names: str | int) -> Generator:
     """Return the CPU generator that belongs to ``seed`` and a path of names.
 
-    The generator is seeded with the first eight bytes of the SHA-256 of seed and names, so streams
-    of different names are independent and adding a stream never shifts another. Draws happen on the
-    CPU, whatever the device of the run, so a seed means the same numbers everywhere.
+    The generator is seeded with the SHA-256 of seed and names, so adding a stream never shifts
+    another. PyTorch's CPU generator uses 32 bits of it: two of n streams are the same with
+    probability $n^2/2^{33}$. ``"a/b"`` is the path ``"a", "b"``. Draws happen on the CPU, whatever
+    the device of the run, so a seed means the same numbers everywhere.
 
     Args:
         seed: any integer.
