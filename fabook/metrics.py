@@ -119,7 +119,8 @@ def network_alignment(
 ) -> float:
     """Cosine between a rule's whole update and the whole gradient, read-out included.
 
-    All weight matrices concatenated (ours). The read-out's share equals one for every rule, so this is positive long before hidden layers are aligned.
+    All weight matrices concatenated (ours). The read-out's share equals one for every rule, so
+    this is positive long before hidden layers are aligned.
 
     Args:
         rule, x, target, loss, reduction: as in :func:`fabook.gradient_alignment`.

@@ -530,8 +530,9 @@ def _stack_table(cells: dict[str, Any]) -> str:
         rows.append([label, *(_shown(r[f"{n} in place"]) for n in ("BP", "FA", "DFA")), *reached])
     header = ["", "BP", "FA", "DFA", "FA: part of the limit", "DFA: part of the limit"]
     what = (
-        "In units of autograd with SGD. *Part of the limit*: the time of the step's matrix products "
-        "alone, timed apart, over that of the step; above 100 % the products alone were slower.\n\n"
+        "In units of autograd with SGD. *Part of the limit*: the time of the step's matrix "
+        "products alone, timed apart, over that of the step; above 100 % the products alone were "
+        "slower.\n\n"
     )
     return "## Stacks, plain gradient descent in place\n\n" + what + _table(header, rows)
 
@@ -573,7 +574,7 @@ def tables(found: dict[str, Any]) -> str:
     parts.append("## Import\n\n" + _table(["", "s", "of torch"], rows))
     lines = missed(found) or ["Nowhere in this run."]
     parts.append(
-        "## Where we are not ahead\n\nRatios up to 1.02, which may be noise, are left out.\n\n"
+        f"## Where we are not ahead\n\nRatios up to {NOISE}, which may be noise, are left out.\n\n"
         + "\n".join(f"- {line}" for line in lines)
     )
     m = found["machine"]
