@@ -70,7 +70,7 @@ check: lint types fast ## The inner loop: lint, types and the fast tests, two mi
 fast: $(STAMP)
 	$(call stage,fast tests,$(call pytest,check) -n $(JOBS) tests --ignore=tests/homework $(SLOW:%=--ignore=tests/%.py))
 
-# Fifty kills and more, three quarters of an hour: each fault is counted into the book's page.
+# Fifty kills and more, an hour and a half: each fault is counted into the book's page.
 faults: $(STAMP) homework ## Kill, fill the disk, damage files: count what is promised, into the book
 	@rm -f $(CHECKS)/faults.xml; $(BIN)/pytest -q --junitxml=$(CHECKS)/faults.xml -m fault --kills 10 --otter tests; \
 	$(BIN)/python .ci/promises.py $(CHECKS)/faults.xml
