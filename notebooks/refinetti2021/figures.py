@@ -390,7 +390,7 @@ def deep_networks(data: Any) -> Any:
     fig, ((error, weight), (alike, by_layer)) = plots.figure(2, 2, height=2.6)
     draw_conditions(error, data, "error", factor=100)
     error.set(title="training error, %")
-    plots.legend(error, fontsize=9, loc="lower left")
+    plots.legend_above(error, ncols=4, fontsize=9)
     draw_conditions(weight, data, "weight")
     weight.set(title="total weight alignment")
     for name, activation, *_ in conditions(data):
@@ -430,7 +430,7 @@ def deep_networks_more(data: Any) -> Any:
     fig, axes = plots.figure(1, 2, height=2.9)
     draw_conditions(axes[0], data, "gradient")
     axes[0].set(title="gradient alignment")
-    plots.legend(axes[0], fontsize=9, loc="upper left")
+    plots.legend(axes[0], fontsize=9, loc="lower right")
     for kind, line in (("DFA", "-"), ("BP", ":")):
         table = data[f"width_{kind}"]
         look = {
