@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import jupytext
 import pytest
 from jupytext.config import load_jupytext_configuration_file
 
-from bookkit import notebooks, sphinx
+from bookkit import arguments, notebooks, parameters, sphinx
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
@@ -184,3 +185,13 @@ def test_drawing_functions_are_found_from_any_folder(name: str) -> None:
         for alias in node.names
     }
     assert "figures" not in imported, "figures = run.figures works where the kernel starts"
+
+
+def test_commands_of_the_exercises_are_accepted(name: str) -> None:
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    said = re.findall(r"`(?:fabook (run [^`]+)|(-p [^`]+))`", text)
+    for command, values in said:
+        words = shlex.split(command or f"run {name} {values}")
+        given = arguments.parser().parse_args(arguments.joined(words))
+        wanted = parameters.once(parameters.given(given.parameter))
+        assert notebooks.plan(ROOT, given.names, preset=given.preset, values=wanted)
