@@ -17,12 +17,14 @@ def scorecard() -> str:
     """Markdown: how many claims of each paper hold, and the ones that do not."""
     names = claims.papers(ROOT)
     committed = claims.scorecard(ROOT, ROOT / "book" / "results" / "none", presets=("paper",))
-    counts = Counter((row["paper"], row["verdict"]) for row in committed)
+    counts = Counter((row["paper"], row["source"], row["verdict"]) for row in committed)
     verdicts = (claims.REPRODUCED, claims.NOT_REPRODUCED, claims.UNDECIDED, claims.NOT_RUN)
-    lines = [f"| {' | '.join(('chapter', *verdicts))} |", "| --- | --- | --- | --- | --- |"]
+    heads = ("chapter", "what the paper says: reproduced", "derived here: reproduced")
+    lines = [f"| {' | '.join((*heads, *verdicts[1:]))} |", "| --- | --- | --- | --- | --- | --- |"]
     for paper in dict.fromkeys(row["paper"] for row in committed):
-        name = names[paper]["name"]
-        lines.append(f"| {' | '.join([name, *(str(counts[paper, v]) for v in verdicts)])} |")
+        hold = [counts[paper, source, verdicts[0]] for source in ("paper", "derived")]
+        rest = [sum(counts[paper, s, v] for s in ("paper", "derived")) for v in verdicts[1:]]
+        lines.append(f"| {' | '.join([names[paper]['name'], *map(str, (*hold, *rest))])} |")
     missed = [row for row in committed if row["verdict"] == claims.NOT_REPRODUCED]
     if missed:
         lines.append("\nNot reproduced:\n")
