@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from fabook.streams import stream
-from fabook.theory.refinetti2021 import fluctuations, online, reduced
+from fabook.theory.refinetti2021 import fluctuations, online, reduced, simulation
 from fabook.theory.refinetti2021.reduced import ReducedState
+from fabook.theory.refinetti2021.simulation import OnlineState
 
 POINT = dict(
     Q0=np.array([[0.5, -0.2], [-0.2, 0.4]]), R0=np.array([[0.3, 0.1], [-0.2, 0.2]]),
@@ -148,6 +150,24 @@ def test_runs_escape_by_that_law(dfa):
     assert np.isfinite(times).all()
     assert stats.kstest(times, lambda t: dfa.cdf(t, N)).pvalue > 0.001
     assert times.std() == pytest.approx(dfa.spread, rel=0.2)
+
+
+@pytest.mark.parametrize("N", [50, 200])
+def test_the_direct_simulation_escapes_from_its_plateau_at_the_same_times(dfa, N):
+    runs, steps = {50: 300, 200: 100}[N], 200 * N
+    law = ReducedState.from_overlaps(**dfa.start, feedback=[1.0, -1.0], n_inputs=N).repeat(runs)
+    whole = [torch.nn.functional.pad(part, (0, N - part.shape[2])) for part in (law.w, law.B)]
+    direct = OnlineState(whole[0], law.v, whole[1], law.A, law.F)
+    found = []
+    for program, start in ((reduced, law), (simulation, direct)):
+        run = program.train_online(
+            start, lr=2.0, steps=steps, probe_at=range(0, steps, N), tol=dfa.level,
+            generator=stream(0, program.__name__),
+        )  # fmt: skip
+        found.append(online.passage_time(run.t[1:], run.error[:, 1:], dfa.level))
+    assert np.isfinite(found).all()
+    assert stats.ks_2samp(*found).pvalue > 0.01
+    assert np.std(found[1]) == pytest.approx(np.std(found[0]), rel=0.35)
 
 
 def test_what_has_no_plateau_is_refused():
