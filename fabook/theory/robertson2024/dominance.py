@@ -24,7 +24,7 @@ from ...base import Rule
 from ...losses import Loss, output_error
 from ...rules import BP, FA
 from ..robertson2023 import conserved
-from .losses import LOSSES
+from .losses import LOSS_FUNCTIONS
 
 
 def readout(u: Tensor, b: Tensor, *, factor: float, offset: float = 0.0) -> Tensor:
@@ -184,7 +184,7 @@ def measure(rule: FA, x: Tensor, y: Tensor, loss: str) -> dict[str, float]:
     u, w = (p.detach() for p in rule.net.parameters())
     w, b = w[0], rule.feedback["0"][0]
     f = rule.net(x)
-    value, error = output_error(f, y, LOSSES[loss])
+    value, error = output_error(f, y, LOSS_FUNCTIONS[loss])
     signals = neuron_signals(u, x, error[:, 0])
     z = x @ u.mT
     alignment = w * b

@@ -33,7 +33,7 @@ def _check_signs(y: Tensor) -> None:
         raise ValueError("labels must be plus or minus one")
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared": half_mean_square,
     "logistic": logistic,
 }
