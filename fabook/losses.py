@@ -97,6 +97,13 @@ def target_error(
 
     Raises:
         ValueError: a loss that is a function, or as :func:`output_error`.
+
+    Example:
+        >>> f, y = torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])
+        >>> target_error(f, y)[0].tolist()
+        [0.25, 0.0]
+        >>> (output_error(f, y)[1] + target_error(f, y))[0].tolist()  # softmax(f) / 4
+        [0.125, 0.125]
     """
     if callable(loss):
         raise ValueError(f"a target is projected under a loss by name, one of {', '.join(LOSSES)}")

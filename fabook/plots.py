@@ -75,6 +75,12 @@ def style() -> Iterator[None]:
 
     Sizes suit a page 7.2 inches wide and stay readable at a phone's width. The background is white,
     which a dark page turns over, and an SVG's ids do not change from run to run.
+
+    Example:
+        >>> import matplotlib as mpl
+        >>> with style():
+        ...     mpl.rcParams["axes.grid"], mpl.rcParams["svg.hashsalt"]
+        (True, 'fabook')
     """
     import matplotlib as mpl
     import seaborn as sns
@@ -113,6 +119,16 @@ def figure(
         height: inches per row.
         width: inches of the whole figure.
         options: further options of ``plt.subplots``, such as ``sharey``.
+
+    Returns:
+        The figure, and its axes: one, or an array of them.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> fig, axes = figure(2, 3)
+        >>> axes.shape, fig.get_size_inches().tolist()
+        ((2, 3), [7.2, 6.4])
+        >>> plt.close(fig)
     """
     import matplotlib.pyplot as plt
 
@@ -136,7 +152,23 @@ def theory_line(
     rule: AnyRule | None = None,
     **look: Any,
 ) -> Any:
-    """Draw a prediction as a line without markers, black unless a rule gives the colour."""
+    """Draw a prediction as a line without markers, black unless a rule gives the colour.
+
+    Args:
+        ax: axes to draw on.
+        x, y: ``(n_points,)``.
+        rule: whose colour and line style are used, see :func:`rule_style`.
+        look: further options of ``ax.plot``.
+
+    Returns:
+        The line.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> line = theory_line(Figure().subplots(), [0, 1], [1, 2], rule="DFA")
+        >>> line.get_label(), line.get_color(), line.get_marker()
+        ('DFA, theory', '#C0392B', '')
+    """
     base: dict[str, Any] = {"color": "black", "linestyle": "-", "label": "theory"}
     if rule is not None:
         base |= rule_style(rule) | {"label": f"{rule_style(rule)['label']}, theory"}
@@ -152,7 +184,23 @@ def points(
     rule: AnyRule | None = None,
     **look: Any,
 ) -> Any:
-    """Draw simulation as hollow points, with bars of half-height ``error`` where it is given."""
+    """Draw simulation as hollow points, with bars of half-height ``error`` where it is given.
+
+    Args:
+        ax: axes to draw on.
+        x, y, error: ``(n_points,)``.
+        rule: whose colour and marker are used, see :func:`rule_style`.
+        look: further options of ``ax.errorbar``.
+
+    Returns:
+        What ``ax.errorbar`` returns.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> drawn = points(Figure().subplots(), [0, 1], [1, 2], error=[0.1, 0.1], rule="FA")
+        >>> drawn.get_label(), drawn.lines[0].get_marker(), drawn.has_yerr
+        ('FA', 's', True)
+    """
     base: dict[str, Any] = {"color": "black", "marker": "o", "label": "simulation"}
     if rule is not None:
         base |= rule_style(rule)
@@ -211,6 +259,13 @@ def band(
         rule: whose colour and line style are used, see :func:`rule_style`.
         kind: see :func:`band_edges`.
         look: further options of ``ax.plot``.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = Figure().subplots()
+        >>> line = band(ax, [0, 1], [[1.0, 2.0], [3.0, 2.0], [2.0, 5.0]])
+        >>> line.get_ydata().tolist(), len(ax.collections)  # the mean; one band
+        ([2.0, 3.0], 1)
     """
     y = np.atleast_2d(np.asarray(runs, dtype=float))
     base: dict[str, Any] = rule_style(rule) if rule is not None else {"color": "black"}
@@ -229,7 +284,23 @@ def band(
 def paper_value(
     ax: Axes, y: float, *, x: float | None = None, label: str = "paper", **look: Any
 ) -> Any:
-    """Mark the paper's number: a star at ``(x, y)``, or a level across the axes without ``x``."""
+    """Mark the paper's number: a star at ``(x, y)``, or a level across the axes without ``x``.
+
+    Args:
+        ax: axes to draw on.
+        y, x: the number, and where it stands.
+        label: its label.
+        look: further options of ``ax.plot`` or ``ax.axhline``.
+
+    Returns:
+        What is drawn.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = Figure().subplots()
+        >>> paper_value(ax, 0.9, x=10).get_marker(), paper_value(ax, 0.9).get_marker()
+        ('*', 'None')
+    """
     if x is None:
         level: dict[str, Any] = {
             "color": "0.25",
@@ -249,7 +320,23 @@ def paper_value(
 
 
 def legend(ax: Axes, **options: Any) -> Any:
-    """Add a legend that names every label once."""
+    """Add a legend that names every label once.
+
+    Args:
+        ax: axes with labels.
+        options: further options of ``ax.legend``.
+
+    Returns:
+        The legend.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = Figure().subplots()
+        >>> for slope in (1, 2):
+        ...     line = theory_line(ax, [0, 1], [0, slope])
+        >>> [text.get_text() for text in legend(ax).get_texts()]
+        ['theory']
+    """
     handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
     look = {"fontsize": _TEXT - 1, "frameon": False} | options
     return ax.legend(list(handles.values()), list(handles), **look)
@@ -262,6 +349,17 @@ def legend_above(axes: Any, *, ncols: int, **options: Any) -> Any:
         axes: panels whose labels are named, one or an array.
         ncols: entries in a row.
         options: further options of ``Figure.legend``.
+
+    Returns:
+        The legend.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure(layout="constrained").subplots(1, 2)
+        >>> for ax, rule in zip(axes, ("FA", "DFA")):
+        ...     drawn = points(ax, [0, 1], [1, 2], rule=rule), theory_line(ax, [0, 1], [1, 2])
+        >>> [text.get_text() for text in legend_above(axes, ncols=3).get_texts()]
+        ['theory', 'FA', 'DFA']
     """
     panels = np.ravel(np.asarray(axes))
     handles = {
@@ -278,6 +376,14 @@ def letters(axes: Any) -> None:
 
     Args:
         axes: panels in reading order, an array or a list.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().subplots(1, 2)
+        >>> title = axes[1].set_title("loss")
+        >>> letters(axes)
+        >>> [ax.get_title(loc="left") for ax in axes]
+        ['(a) ', '(b) loss']
     """
     for name, ax in zip("abcdefgh", np.ravel(np.asarray(axes))):
         title = ax.get_title()

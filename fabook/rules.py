@@ -50,8 +50,8 @@ class BP(Rule, label="BP", colour="#000000", law="weight", linear=True):
         >>> g = torch.Generator().manual_seed(0)
         >>> net = mlp([4, 3, 2], generator=g)
         >>> loss = BP(net).backward(torch.ones(5, 4), torch.zeros(5, dtype=torch.long))
-        >>> net[0].weight.grad.shape
-        torch.Size([3, 4])
+        >>> net[0].weight.grad.shape, BP(net).feedback
+        (torch.Size([3, 4]), {})
     """
 
     def matrix(self, layer: str) -> Tensor:
@@ -299,8 +299,8 @@ class Shallow(Rule, label="Shallow", colour="#81818D", fixed=True):
         >>> from fabook.networks import mlp
         >>> rule = Shallow(mlp([4, 3, 2], generator=torch.Generator().manual_seed(0)))
         >>> found = rule.gradients(torch.ones(1, 4), torch.tensor([0]))
-        >>> [bool(found[name].any()) for name in ("0.weight", "2.weight")]
-        [False, True]
+        >>> [bool(found[name].any()) for name in ("0.weight", "2.weight")], rule.feedback
+        ([False, True], {})
     """
 
     def matrix(self, layer: str) -> Tensor:

@@ -44,6 +44,14 @@ class History:
         values: name of each quantity with its values, (P,) or (P, ...) for arrays.
         diverged: None, or the message of the divergence that ended the run.
         loss: (T,) loss of each update's own batch, before the update; (T, R) of R stacked runs.
+
+    Example:
+        >>> from fabook import BP, linear_net
+        >>> rule, x = BP(linear_net([1, 1])), torch.ones(1, 1)
+        >>> seen = train(rule, x, x, steps=2, lr=0.25, loss="mse", probe_at=[0, 1, 2],
+        ...              probe={"w": lambda: rule.net[0].weight.item()})
+        >>> seen["w"].tolist(), seen.loss.tolist(), seen.steps.tolist()
+        ([0.0, 0.5, 0.75], [1.0, 0.25], [0, 1, 2])
     """
 
     steps: np.ndarray
@@ -244,6 +252,14 @@ class Schedule:
 
     Raises:
         ValueError: as :func:`fabook.train`.
+
+    Example:
+        >>> plan = Schedule(10, epochs=2, steps=None, batch_size=4, drop_last=False, probe_at=[1],
+        ...                 probes=True)
+        >>> plan.per_epoch, plan.total, plan.whole, plan.looks(1), plan.looks(2)
+        (3, 6, False, True, False)
+        >>> plan.batch(2, torch.arange(10))  # the short last batch of an epoch
+        tensor([8, 9])
     """
 
     def __init__(

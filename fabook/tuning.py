@@ -17,6 +17,11 @@ class Tuned:
         rate: the best of those tried.
         scores: score of each rate tried, from the smallest rate on; empty if nothing was scored.
         inside: whether a smaller and a larger rate were tried.
+
+    Example:
+        >>> found = tune({0.03: 0.7, 0.1: 0.9, 0.3: 0.8}.__getitem__, [0.03, 0.1, 0.3])
+        >>> found.rate, found.scores[found.rate], found.inside
+        (0.1, 0.9, True)
     """
 
     rate: float

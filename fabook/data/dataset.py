@@ -20,6 +20,14 @@ class Dataset:
     ``x_*`` are (n, C, H, W) images in [0, 1], or (n, d) rows; ``y_*`` are int64 labels (n,).
     ``provenance`` goes into a results file: name, title, description, checksum (of the one file,
     or of the list of checksums), files (name to SHA-256), n, n_train, n_test, subset.
+
+    Example:
+        >>> from fabook.data import load
+        >>> digits = load("digits").to("cpu")
+        >>> digits.x_train.shape, digits.y_test.shape, digits.n_classes
+        (torch.Size([1500, 1, 8, 8]), torch.Size([297]), 10)
+        >>> digits.provenance["n"], digits.provenance["subset"]
+        (1797, False)
     """
 
     name: str

@@ -31,6 +31,13 @@ class Remote:
     """A file of an image set: its place in the layout, its checksum, and where to get it.
 
     ``content`` is the SHA-256 of what it holds when it is unpacked; empty if that is not known.
+
+    Example:
+        >>> Remote("mnist/t10k-images-idx3-ubyte.gz", "8d42...", 1_648_877, ()).places
+        ['mnist/t10k-images-idx3-ubyte.gz']
+        >>> from fabook.data import REGISTRY
+        >>> REGISTRY["mnist"].files[2].places[-1]  # where its content is known, torchvision's too
+        'MNIST/raw/t10k-images.idx3-ubyte'
     """
 
     path: str
@@ -55,6 +62,10 @@ def data_directory(root: str | Path | None = None) -> Path | None:
 
     Raises:
         DataError: the directory named does not exist.
+
+    Example:
+        >>> str(data_directory("."))  # given, it stands in place of FABOOK_DATA
+        '.'
     """
     value = root if root is not None else os.environ.get("FABOOK_DATA", "")
     if not str(value):
@@ -67,7 +78,12 @@ def data_directory(root: str | Path | None = None) -> Path | None:
 
 
 def cache_directory() -> Path:
-    """Return the directory that downloads go to, ``pooch.os_cache("fabook")``."""
+    """Return the directory that downloads go to, ``pooch.os_cache("fabook")``.
+
+    Example:
+        >>> cache_directory().name
+        'fabook'
+    """
     import pooch
 
     return Path(pooch.os_cache("fabook"))
@@ -83,7 +99,13 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, computed once a process while size and time stay the same."""
+    """Return the SHA-256 of a file, computed once a process while size and time stay the same.
+
+    Example:
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     sha256(Path(file.name))[:8]  # of nothing
+        'e3b0c442'
+    """
     stat = path.stat()
     return _sha256(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
 

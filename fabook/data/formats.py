@@ -21,7 +21,14 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class DataError(RuntimeError):
-    """A data file that is missing, damaged or cannot be had; the message names it."""
+    """A data file that is missing, damaged or cannot be had; the message names it.
+
+    Example:
+        >>> from fabook.data import load
+        >>> load("digits", root="no/such/folder")
+        Traceback (most recent call last):
+        fabook.data.formats.DataError: root must name a directory that exists; got 'no/such/folder'
+    """
 
 
 @contextlib.contextmanager

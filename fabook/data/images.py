@@ -43,7 +43,13 @@ from .formats import Arrays, DataError, _read_cifar, _read_digits, _read_idx, _r
 
 @dataclass(frozen=True)
 class Corpus:
-    """An image set: its files, how to read them, and the prepared part that may stand in."""
+    """An image set: its files, how to read them, and the prepared part that may stand in.
+
+    Example:
+        >>> mnist = REGISTRY["mnist"]
+        >>> mnist.title, mnist.n_classes, mnist.sizes, len(mnist.files)
+        ('MNIST', 10, (60000, 10000), 4)
+    """
 
     title: str
     n_classes: int
@@ -157,6 +163,10 @@ def fetch(
     Raises:
         ValueError: for an unknown name.
         DataError: for a damaged or missing file, or when every mirror fails.
+
+    Example:
+        >>> fetch("digits")  # part of scikit-learn: no files
+        {}
     """
     corpus, place = _corpus(name), data_directory(root)
     if (part := _checked_part(corpus, place)) is not None:
@@ -170,6 +180,17 @@ def available(root: str | Path | None = None) -> list[dict[str, Any]]:
     A row has ``name``, ``title``, ``source`` (``scikit-learn``, ``FABOOK_DATA``, ``cache`` or
     ``download``), ``present``, ``subset``, ``files`` and their ``bytes``. Files are checked: what
     is in ``FABOOK_DATA`` and not right, so that :func:`load` will refuse it, is not present.
+
+    Args:
+        root: a directory to read in place of ``FABOOK_DATA``.
+
+    Raises:
+        DataError: the directory named does not exist.
+
+    Example:
+        >>> digits = available()[0]
+        >>> digits["name"], digits["source"], digits["present"]
+        ('digits', 'scikit-learn', True)
     """
     place = data_directory(root)
     return [_row(name, corpus, place) for name, corpus in REGISTRY.items()]
@@ -224,6 +245,12 @@ def prepare(
     Raises:
         ValueError: for an unknown name, before anything is written.
         DataError: if files could not be had; those of the other sets are in place all the same.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:  # the digits are part of scikit-learn
+        ...     prepare(folder, ["digits"]), [path.name for path in Path(folder).iterdir()]
+        ([], ['SHA256SUMS'])
     """
     place, target = data_directory(root), Path(directory).expanduser()
     chosen = [_corpus(name) for name in (REGISTRY if names is None else names)]

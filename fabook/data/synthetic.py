@@ -27,7 +27,10 @@ def structured_targets(
         \alpha(1-\beta) & \alpha^2 \end{pmatrix}\right) $$
 
     so $\alpha$ is the standard deviation of the second target and $1-\beta$ the
-    correlation. Refinetti et al. (2021), the experiment on structured targets, in their code.
+    correlation.
+
+    References: Refinetti et al. (2021), https://arxiv.org/abs/2011.12428, the experiment on
+    structured targets, in their code
 
     Args:
         n: samples.
@@ -42,6 +45,11 @@ def structured_targets(
 
     Raises:
         ValueError: for an argument out of range.
+
+    Example:
+        >>> x, y = structured_targets(100, 3, 0.5, 0.0, torch.Generator().manual_seed(0))
+        >>> x.shape, bool((y[:, 1] == 0.5 * y[:, 0]).all())  # beta = 0: one target, halved
+        (torch.Size([100, 3]), True)
     """
     check_count("n", n)
     check_count("d", d)
@@ -142,6 +150,12 @@ def teacher_student(
 
     Raises:
         ValueError: for an argument out of range.
+
+    Example:
+        >>> teacher = nn.Linear(3, 1)
+        >>> x, y = teacher_student(teacher, 5, 3, torch.Generator().manual_seed(0))
+        >>> x.shape, torch.equal(y, teacher(x)), y.requires_grad
+        (torch.Size([5, 3]), True, False)
     """
     check_count("n", n)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)

@@ -21,8 +21,16 @@ def resize(x: Tensor, size: int) -> Tensor:
         x: floating images (n, C, H, W).
         size: pixels of a side.
 
+    Returns:
+        Images (n, C, size, size).
+
     Raises:
         ValueError: if ``x`` is not of that shape, or ``size`` is not a positive whole number.
+
+    Example:
+        >>> image = torch.eye(4, dtype=torch.float64)[None, None]
+        >>> resize(image, 2)[0, 0].round(decimals=3).tolist()
+        [[0.388, 0.122], [0.122, 0.388]]
     """
     check_count("size", size)
     if x.dim() != 4 or not x.is_floating_point():
@@ -39,7 +47,8 @@ def standardise(x_train: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]: ...
 def standardise(x_train: Tensor, x_test: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
     """Subtract one mean and divide by one standard deviation, both of all training values.
 
-    The convention of Refinetti et al. (2021), in their code: neither per pixel nor per channel.
+    The convention of Refinetti et al. (2021), https://arxiv.org/abs/2011.12428, in their code:
+    neither per pixel nor per channel.
 
     Raises:
         ValueError: if the training values are all equal.
@@ -66,8 +75,10 @@ def _chosen(y: Tensor, p: float, n_classes: int, generator: Generator) -> Tensor
 def corrupt_labels(y: Tensor, p: float, n_classes: int, generator: Generator) -> Tensor:
     """Redraw each label, with probability p, uniformly over all classes.
 
-    A redrawn label may be the old one: a fraction p (1 - 1/C) changes. Refinetti et al. (2021), in
-    their code. As many numbers are drawn whatever p is, so that runs at two p share their draws.
+    A redrawn label may be the old one: a fraction p (1 - 1/C) changes. As many numbers are drawn
+    whatever p is, so that runs at two p share their draws.
+
+    References: Refinetti et al. (2021), https://arxiv.org/abs/2011.12428, in their code
 
     Args:
         y: labels (n,).
@@ -77,6 +88,12 @@ def corrupt_labels(y: Tensor, p: float, n_classes: int, generator: Generator) ->
 
     Raises:
         ValueError: for p, C or labels out of range.
+
+    Example:
+        >>> y = torch.zeros(10_000, dtype=torch.long)
+        >>> new = corrupt_labels(y, 1.0, 10, torch.Generator().manual_seed(0))
+        >>> round((new != y).double().mean().item(), 1)  # p (1 - 1/C)
+        0.9
     """
     chosen = _chosen(y, p, n_classes, generator)
     drawn = torch.randint(n_classes, y.shape, generator=generator).to(y)
@@ -87,6 +104,10 @@ def flip_labels(y: Tensor, p: float, n_classes: int, generator: Generator) -> Te
     """Replace each label, with probability p, by one of the other classes, drawn uniformly.
 
     A fraction p changes. Arguments and errors are those of :func:`corrupt_labels`.
+
+    Example:
+        >>> flip_labels(torch.tensor([0, 1, 1]), 1.0, 2, torch.Generator().manual_seed(0))
+        tensor([1, 0, 0])
     """
     chosen = _chosen(y, p, n_classes, generator)
     shift = torch.randint(1, n_classes, y.shape, generator=generator).to(y)

@@ -21,6 +21,13 @@ class Agreement:
         runs: number of our runs in each cell.
         theirs, their_sd: the published mean and standard deviation.
         tolerance: how far the means may lie apart.
+
+    Example:
+        >>> found = compare([[0.50, 0.54], [0.9, 0.9]], [0.53, np.nan], [0.02, np.nan], runs=50)
+        >>> found.difference.round(2).tolist(), found.compared.tolist(), found.runs.tolist()
+        ([-0.01, nan], [True, False], [2, 2])
+        >>> found.agrees.tolist(), found.fraction  # of the one cell that both have
+        ([True, False], 1.0)
     """
 
     ours: Array

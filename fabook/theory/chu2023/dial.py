@@ -1,4 +1,8 @@
-"""Feedback between random and exact: of a chosen cosine with the weights."""
+"""Feedback between random and exact: of a chosen cosine with the weights.
+
+Derived, for tests of Chu & Bacho (2024), https://arxiv.org/abs/2306.02325, and of Robertson &
+Koyejo (2024), https://arxiv.org/abs/2306.01870.
+"""
 
 from __future__ import annotations
 

@@ -169,7 +169,18 @@ def layer_matrices(rule: Rule, x: Tensor) -> dict[str, Tensor]:
 
 
 def eigenvalues(matrix: Tensor) -> NDArray[np.complex128]:
-    """Eigenvalues by rising real part; those of negative real part are unstable directions."""
+    """Eigenvalues by rising real part; those of negative real part are unstable directions.
+
+    Args:
+        matrix: (n, n), such as a :func:`stability_matrix`.
+
+    Returns:
+        (n,) complex numbers in double precision.
+
+    Example:
+        >>> eigenvalues(torch.diag(torch.tensor([3.0, -1.0]))).real.tolist()
+        [-1.0, 3.0]
+    """
     found = torch.linalg.eigvals(matrix.double()).cpu().numpy()
     return found[np.lexsort((found.imag, found.real))]
 

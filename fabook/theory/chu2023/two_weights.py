@@ -1,4 +1,8 @@
-"""The solvable chain of two weights, $f = w_2 w_1$ with target y and feedback b. Derived."""
+"""The solvable chain of two weights, $f = w_2 w_1$ with target y and feedback b.
+
+Derived, as the smallest case of the fixed points of Chu & Bacho (2024),
+https://arxiv.org/abs/2306.02325.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,19 @@ def chain(w1: float, w2: float) -> nn.Sequential:
 def chain_velocity(
     w1: ArrayLike, w2: ArrayLike, *, y: float = 1.0, b: float = 1.0
 ) -> tuple[Array, Array]:
-    r"""Flow $\dot w_1 = -be$, $\dot w_2 = -w_1 e$ with $e = w_1w_2 - y$."""
+    r"""Flow $\dot w_1 = -be$, $\dot w_2 = -w_1 e$ with $e = w_1w_2 - y$.
+
+    Args:
+        w1, w2: weights, broadcast against each other.
+        y, b: target and feedback.
+
+    Returns:
+        The rates of w1 and w2, of their shape.
+
+    Example:
+        >>> [float(v) for v in chain_velocity(2.0, 1.0)]  # the error is 1
+        [-1.0, -2.0]
+    """
     a, c = np.asarray(w1, float), np.asarray(w2, float)
     e = a * c - y
     return -b * e, -a * e
@@ -38,6 +54,10 @@ def chain_exponent(w1: ArrayLike, w2: ArrayLike, *, b: float = 1.0) -> Array:
     r"""The one eigenvalue of the flow at a fixed point that is not zero, $-(w_1^2 + bw_2)$.
 
     Negative is stable. At every point, $\dot e$ is this times e.
+
+    Example:
+        >>> chain_exponent([1.0, -0.5], [1.0, -2.0]).tolist()  # two fixed points: only one holds
+        [-2.0, 1.75]
     """
     return -(np.asarray(w1, float) ** 2 + b * np.asarray(w2, float))
 

@@ -1,4 +1,8 @@
-"""The walk of the weights: how far it leads, and by how long a way."""
+"""The walk of the weights: how far it leads, and by how long a way.
+
+Derived; the abstract of Chu & Bacho (2024), https://arxiv.org/abs/2306.02325, speaks of a kind of
+random walk.
+"""
 
 from __future__ import annotations
 

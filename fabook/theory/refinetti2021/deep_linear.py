@@ -4,8 +4,9 @@ A network $W_L \cdots W_1 x$ that starts at zero keeps, under any data and learn
 
 $$ W_1 = F_1 A_1, \qquad W_l = F_l A_l F_{l-1}^T, \qquad W_L = A_L F_{L-1}^T $$
 
-(weak alignment; Refinetti et al. 2021), so that all it learns is in the alignment matrices $A_l$,
-of the size of the output. The closed forms of this module hold for whitened inputs, targets
+(weak alignment; Refinetti et al. 2021, https://arxiv.org/abs/2011.12428), so that all it learns is
+in the alignment matrices $A_l$, of the size of the output. The closed forms of this module are
+derived and hold for whitened inputs, targets
 $y = S x$ with singular values $s$ of $S$, gradient flow on the squared error
 $\tfrac12 |y - \hat y|^2$, and orthonormal feedback, $F_l^T F_l = I$. Networks run in float64.
 """
@@ -244,6 +245,13 @@ def weak_form(matrices: Sequence[Tensor], feedback: Sequence[Tensor]) -> list[Te
 
     Returns:
         W_1 to W_L.
+
+    Source: the weak alignment of Refinetti et al. (2021), https://arxiv.org/abs/2011.12428
+
+    Example:
+        >>> A, F = [torch.ones(2, 6), torch.eye(2)], [torch.ones(9, 2)]
+        >>> [tuple(w.shape) for w in weak_form(A, F)]
+        [(9, 6), (2, 9)]
     """
     weights = list(matrices)
     for i, f in enumerate(feedback):
@@ -260,6 +268,16 @@ def alignment_matrices(weights: Sequence[Tensor], feedback: Sequence[Tensor]) ->
     Args:
         weights: W_1 to W_L, bottom to top.
         feedback: F_1 to F_{L-1}, (n_l, n_L).
+
+    Returns:
+        A_1 (n_L, n_0) and A_2 to A_L (n_L, n_L).
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> A, F = [torch.randn(2, 6, generator=g), torch.eye(2)], [torch.randn(9, 2, generator=g)]
+        >>> back = alignment_matrices(weak_form(A, F), F)
+        >>> [bool(torch.allclose(a, b, atol=1e-5)) for a, b in zip(back, A)]
+        [True, True]
     """
     matrices = [w.detach() for w in weights]
     for i, f in enumerate(feedback):
@@ -296,6 +314,15 @@ def recursion_step(
 
     Returns:
         The new A_1 to A_L.
+
+    Example:
+        >>> A, F = [torch.zeros(2, 6), torch.zeros(2, 2)], [torch.eye(9, 2)]
+        >>> x, y = torch.ones(1, 6), torch.ones(1, 2)
+        >>> A = recursion_step(A, F, x, y, 0.1)
+        >>> [bool(a.any()) for a in A]  # A_2 sees what A_1 has sent it, nothing so far
+        [True, False]
+        >>> [bool(a.any()) for a in recursion_step(A, F, x, y, 0.1)]
+        [True, True]
     """
     grams = [f.mT @ f for f in feedback]
     c, met = x, [x]  # rows are samples
@@ -374,6 +401,13 @@ def linear_task(
 
     Raises:
         ValueError: fewer inputs than outputs.
+
+    Example:
+        >>> x, y, S = linear_task([1.0, 0.5], 6, generator=torch.Generator().manual_seed(0))
+        >>> torch.linalg.svdvals(S).numpy().round(9).tolist()
+        [1.0, 0.5]
+        >>> bool(torch.allclose(x.mT @ x / 6, torch.eye(6, dtype=x.dtype)))  # white
+        True
     """
     values = torch.as_tensor(np.asarray(s, dtype=np.float64)).to(dtype)
     n = len(values)
@@ -430,6 +464,14 @@ def worst_errors(rule: DFA) -> Tensor:
 
     Raises:
         ValueError: another rule or network.
+
+    Example:
+        >>> rule = DFA(linear_net([3, 2, 2]), feedback={"0": torch.eye(2)})
+        >>> with torch.no_grad():
+        ...     kept = rule.net[1].weight.copy_(torch.diag(torch.tensor([4.0, 1.0])))
+        >>> e = worst_errors(rule)[0]
+        >>> round(float(cosine(e, rule.net[1].weight.detach() @ e)), 6)  # 2 sqrt(4) / (1 + 4)
+        0.8
     """
     plain = all(isinstance(m, nn.Linear) and m.bias is None for _, m in rule.stack.modules)
     if not (plain and rule.direct and rule.linear):
@@ -453,6 +495,19 @@ class RecursionHistory:
     `loss` is that of the last batch, before its update (NaN at step 0); `deviation` the largest
     entry of any layer's weights minus those that the recursion predicts; `matrices` the recursion's
     A_1 (P, n_L, n_0) and A_2 to A_L (P, n_L, n_L); `extra` what the probe functions returned.
+
+    Source: derived, for the weak alignment of Refinetti et al. (2021),
+    https://arxiv.org/abs/2011.12428
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> x, y, _ = linear_task([1.0, 0.5], 6, generator=g)
+        >>> rule = zero_start([6, 9, 9, 2], feedback="orthogonal", generator=g)
+        >>> path = train_with_recursion(rule, [(x, y)] * 200, lr=0.1, probe_at=[50, 200])
+        >>> path.modes.shape, path.condition.shape, path.norm.shape
+        ((2, 3, 2), (2, 3), (2, 3))
+        >>> path.strength[-1].round(2).tolist()  # A_2 and A_3 are nearly the identity
+        [0.99, 0.98]
     """
 
     steps: NDArray[np.int64]  # (P)

@@ -15,7 +15,7 @@ standard normal $z$, and so at the time
 $$ \tau = c + \frac1\lambda \Big( \tfrac12 \ln N - \ln s - \ln \lvert z \rvert \Big) . $$
 
 Source: derived; an expansion in the size of the system (van Kampen), for DFA and back-propagation
-with erf units.
+with erf units, the networks of Refinetti et al. (2021), https://arxiv.org/abs/2011.12428.
 """
 
 from __future__ import annotations
@@ -215,6 +215,18 @@ class Plateau:
     """A plateau, and how runs that begin on it leave it; made by :func:`plateau`.
 
     `start` holds Q0, R0, T, v0 and A, as `online.online_dynamics` takes them.
+
+    Source: derived, for the theory of Refinetti et al. (2021), https://arxiv.org/abs/2011.12428
+
+    Example:
+        >>> found = Plateau({}, 0.02, np.array([0.1, -1.0]), np.array([1.0, 0.0]),
+        ...                 amplitude=2.0, level=0.01, delay=5.0)
+        >>> median = found.quantile(0.5, 10**6)
+        >>> round(float(found.cdf(median, 10**6)), 6)
+        0.5
+        >>> later = found.mean(10**6) - found.mean(10**4)  # ln(100) / 2 in units of 1 / rate
+        >>> round(float(later * found.rate), 4), round(found.spread * found.rate, 4)
+        (2.3026, 1.1107)
     """
 
     start: dict[str, Array]

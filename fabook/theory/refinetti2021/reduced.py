@@ -19,7 +19,8 @@ that it has in $N$ dimensions, and a step costs the same at every $N$. Where stu
 span fewer than $M + K$ directions, because they start at zero or aligned, the basis goes on with
 any others: $\chi^2$ with $N$ minus the rank, part of it drawn as normals. What is kept is a square
 root of the overlaps and never their product, so such starts lose no digits.
-Source: derived; the order parameters are those of Saad and Solla (1995).
+Source: derived, for the networks of Refinetti et al. (2021), https://arxiv.org/abs/2011.12428; the
+order parameters are those of Saad and Solla (1995), https://doi.org/10.1103/PhysRevE.52.4225.
 """
 
 from __future__ import annotations
@@ -59,6 +60,18 @@ class ReducedState:
     Students: `w` (R, K, M + K), `v` (R, K). Teachers: `B` (R, M, M + K), zero after the first M
     coordinates, `A` (R, M). Feedback: `F` (R, K). Products are those in N dimensions:
     `w @ B.mT / N` is the overlap R.
+
+    Source: derived; the runs are those of Refinetti et al. (2021), https://arxiv.org/abs/2011.12428.
+
+    Raises:
+        ValueError: shapes that do not fit together, or fewer inputs than units.
+
+    Example:
+        >>> start = initial_conditions([0], 10**6, 3, 2)  # K + M = 5 coordinates, not a million
+        >>> start.w.shape, start.to(torch.float32).w.dtype
+        (torch.Size([1, 3, 5]), torch.float32)
+        >>> start.order_parameters()["Q0"].shape
+        (1, 3, 3)
     """
 
     n_inputs: int

@@ -7,7 +7,7 @@ $$ w_k \leftarrow w_k + \frac{\eta}{\sqrt N}\, f_k\, g'(\lambda_k)\, \Delta\, x,
 
 where $\lambda_k = w_k \cdot x / \sqrt N$, $\Delta = y - \hat y$, and $f = F$ under direct feedback
 alignment or $f = v$ under back-propagation. Time is $t$ = steps / N. `online` describes
-the limit of large N.
+the limit of large N. Source: Refinetti et al. (2021), https://arxiv.org/abs/2011.12428.
 """
 
 from __future__ import annotations
@@ -48,6 +48,18 @@ class OnlineState:
     """Students, teachers and feedback of R independent runs (N inputs, K hidden, M teacher units).
 
     Students: `w` (R, K, N), `v` (R, K). Teachers: `B` (R, M, N), `A` (R, M). Feedback: `F` (R, K).
+
+    Source: the setting of Refinetti et al. (2021), https://arxiv.org/abs/2011.12428.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+
+    Example:
+        >>> start = initial_conditions([0, 1], 100, 3, 2)  # two runs; N = 100, K = 3, M = 2
+        >>> start.w.shape, start.to(torch.float64).F.dtype
+        (torch.Size([2, 3, 100]), torch.float64)
+        >>> start.order_parameters()["R0"].shape
+        (2, 3, 2)
     """
 
     w: Tensor
@@ -92,6 +104,17 @@ class OnlineRun(Generic[State]):
     """What the probes saw: the axes are run, probe, then units.
 
     `alignment` is cos(v, F), and NaN under back-propagation, which uses no F. `T` is constant.
+
+    Source: what Refinetti et al. (2021), https://arxiv.org/abs/2011.12428,
+    measure in their published code.
+
+    Example:
+        >>> from fabook.streams import stream
+        >>> start = initial_conditions([0, 1], 50, 2, 3, init_sd=1.0)
+        >>> run = train_online(start, lr=0.1, steps=100, probe_at=[0, 100],
+        ...                    generator=stream(0, "inputs"))
+        >>> run.t.tolist(), run.R.shape, run.alignment.shape, run.state.v.shape
+        ([0.0, 2.0], (2, 2, 2, 3), (2, 2), torch.Size([2, 2]))
     """
 
     steps: NDArray[np.int64]  # (n_p)

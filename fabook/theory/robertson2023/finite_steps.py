@@ -1,4 +1,8 @@
-"""The exact law of finite steps, followed along a run."""
+"""The exact law of finite steps, followed along a run.
+
+Derived; that alignment is conserved is in the abstract of Robertson & Koyejo (2023),
+https://arxiv.org/abs/2306.01870v1.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +41,12 @@ class Invariants:
         >>> loss = rule.sgd_step(torch.ones(5, 4).double(), torch.tensor([0, 1, 1, 0, 1]), 0.5)
         >>> tracker.update()
         >>> tracker.residual() < 1e-14
+        True
+        >>> change, partner = tracker.norm_change()["0"], tracker.partner_change()["0"]
+        >>> drift, explained = tracker.drift()["0"], tracker.explained()["0"]
+        >>> bool((change - partner == drift).all()), bool((explained >= 0).all())  # FA: squares
+        (True, True)
+        >>> bool((tracker.unexplained()["0"] == drift - explained).all())
         True
     """
 

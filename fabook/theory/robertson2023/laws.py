@@ -1,8 +1,8 @@
 r"""What alignment conserves, for each neuron.
 
-One lemma gives every law (derived; Robertson & Koyejo 2023 state the conservation in their
-abstract). For activations with $\phi(z) = \phi'(z) z$, any loss and any batch, the updates
-$g_l = \sum \delta_l h_{l-1}^T$ obey, for each neuron,
+One lemma gives every law (derived; Robertson & Koyejo 2023, https://arxiv.org/abs/2306.01870v1,
+state the conservation in their abstract). For activations with $\phi(z) = \phi'(z) z$, any loss and
+any batch, the updates $g_l = \sum \delta_l h_{l-1}^T$ obey, for each neuron,
 
 $$ \langle W_l, g_l \rangle = \sum \delta_l \cdot z_l
    = \sum \delta_{l+1}^T B_{l+1} h_l = \langle B_{l+1}, g_{l+1} \rangle , $$
@@ -87,6 +87,17 @@ class ConservedQuantity:
         pair: current outgoing weights and feedback in their place, (n, m) each; None for none.
         kind: ``weight`` where the partner is half the squares of the outgoing weights,
             ``feedback`` where of the feedback, ``product`` where the sum of products.
+
+    Source: Robertson & Koyejo (2023), https://arxiv.org/abs/2306.01870v1, state the conservation;
+    the form is derived.
+
+    Example:
+        >>> from fabook import mlp, FA
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule = FA(mlp([4, 3, 2], activation="relu", generator=g), generator=g)
+        >>> (law,) = conserved_quantities(rule)
+        >>> law.name, law.kind, bool((law.norm() - law.partner() == conserved(rule)["0"]).all())
+        ('0', 'product', True)
     """
 
     name: str
@@ -118,6 +129,13 @@ def conserved_quantities(
 
     Raises:
         ValueError: as there.
+
+    Example:
+        >>> from fabook import mlp, FA
+        >>> g = torch.Generator().manual_seed(0)
+        >>> net = normalise(mlp([4, 3, 2], activation="relu", generator=g), "batch")
+        >>> [law.name for law in conserved_quantities(FA(net, generator=g), normalised=True)]
+        ['0 weights', '0 scales']
     """
     kind = rule.law
     if kind is None:

@@ -3,8 +3,8 @@ r"""Two-layer linear networks: which solution they reach, and how.
 $f(x) = W_2 W_1 x$ with squared loss $\tfrac12\|f - Y\|_F^2$ summed over the samples,
 feedback $B$ in the place of $W_2$, and fewer samples than inputs. Steps of the first
 layer lie in the span of the data, so what the start has outside it stays. That over-parameterised
-networks reach the minimum-norm solution is in the abstract of Robertson & Koyejo (2023); all
-formulas here are derived.
+networks reach the minimum-norm solution is in the abstract of Robertson & Koyejo (2023),
+https://arxiv.org/abs/2306.01870v1; all formulas here are derived.
 """
 
 from __future__ import annotations
@@ -76,7 +76,17 @@ def predicted_distance(W1_start: ArrayLike, W2_end: ArrayLike, X: ArrayLike, Y: 
 
 @dataclass(frozen=True)
 class ScalarFlow:
-    """A run of :func:`scalar_flow` at the times `t` (n_t)."""
+    """A run of :func:`scalar_flow` at the times `t` (n_t).
+
+    Source: derived, see :func:`scalar_flow`.
+
+    Example:
+        >>> path = scalar_flow([[1.0, 0.0]], [2.0], times=[0.0, 30.0])
+        >>> path.loss.round(6).tolist(), path.beta.round(6).tolist()
+        ([2.0, 0.0], [[0.0, 0.0], [2.0, 0.0]])
+        >>> bool(np.allclose(path.readout, (path.v**2).sum(-1) / 2))  # the conservation law
+        True
+    """
 
     t: Array  # (n_t)
     v: Array  # (n_t, d), W1 = b v^T

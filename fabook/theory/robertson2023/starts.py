@@ -1,4 +1,7 @@
-"""Starts along the feedback, and when they stay aligned."""
+"""Starts along the feedback, and when they stay aligned.
+
+Derived, after Robertson & Koyejo (2023), https://arxiv.org/abs/2306.01870v1.
+"""
 
 from __future__ import annotations
 

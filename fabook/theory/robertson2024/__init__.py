@@ -21,10 +21,10 @@ from .dominance import (
     readout,
     tangent_kernel,
 )
-from .losses import LOSSES, half_mean_square, logistic
+from .losses import LOSS_FUNCTIONS, half_mean_square, logistic
 
 __all__ = [
-    "LOSSES",
+    "LOSS_FUNCTIONS",
     "above_chance",
     "at_training_accuracy",
     "dialled_feedback",

@@ -1,4 +1,8 @@
-"""Accuracies by which many classes, and rules of different speeds, are compared."""
+"""Accuracies by which many classes, and rules of different speeds, are compared.
+
+Derived, for what the abstract of Robertson & Koyejo (2024), https://arxiv.org/abs/2306.01870, says
+of tasks with many classes.
+"""
 
 from __future__ import annotations
 

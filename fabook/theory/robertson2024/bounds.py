@@ -1,4 +1,8 @@
-"""How fast the loss falls at least under alignment dominance: derived."""
+"""How fast the loss falls at least under alignment dominance: derived.
+
+The notion, not its definition, is in the abstract of Robertson & Koyejo (2024),
+https://arxiv.org/abs/2306.01870.
+"""
 
 from __future__ import annotations
 

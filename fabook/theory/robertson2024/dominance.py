@@ -24,7 +24,7 @@ from ...base import Rule
 from ...losses import Loss, output_error
 from ...rules import BP, FA
 from ..robertson2023 import conserved
-from .losses import LOSSES
+from .losses import LOSS_FUNCTIONS
 
 
 def readout(u: Tensor, b: Tensor, *, factor: float, offset: float = 0.0) -> Tensor:
@@ -62,6 +62,11 @@ def neuron_signals(u: Tensor, x: Tensor, error: Tensor) -> Tensor:
 
     Returns:
         (h, d).
+
+    Example:
+        >>> u, x = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+        >>> neuron_signals(u, x, torch.tensor([1.0, 0.5])).tolist()  # sample 2 is off in neuron 2
+        [[2.5, 1.5], [1.0, 2.0]]
     """
     active = (x @ u.mT > 0).to(x.dtype)
     return (active * error[:, None]).mT @ x
@@ -139,6 +144,14 @@ def kernel(u: Tensor, x: Tensor) -> Tensor:
 
     Returns:
         (n, n), symmetric and positive semidefinite.
+
+    Example:
+        >>> u, x = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+        >>> kernel(u, x).tolist()
+        [[10.0, 1.0], [1.0, 10.0]]
+        >>> e = torch.tensor([1.0, 0.5])
+        >>> float(e @ kernel(u, x) @ e), float(neuron_signals(u, x, e).square().sum())
+        (13.5, 13.5)
     """
     active = (x @ u.mT > 0).to(x.dtype)
     return (x @ x.mT) * (active @ active.mT)
@@ -158,6 +171,12 @@ def tangent_kernel(u: Tensor, alignment: Tensor, x: Tensor) -> Tensor:
 
     Returns:
         (n, n), symmetric.
+
+    Example:
+        >>> u, x = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+        >>> H = (x @ u.mT).relu()
+        >>> (tangent_kernel(u, torch.ones(2), x) - kernel(u, x) - H @ H.mT).tolist()  # all wb = 1
+        [[0.0, 0.0], [0.0, 0.0]]
     """
     z = x @ u.mT
     active = (z > 0).to(x.dtype)
@@ -180,11 +199,21 @@ def measure(rule: FA, x: Tensor, y: Tensor, loss: str) -> dict[str, float]:
         ``hidden``, the two parts of $-\dot{\mathcal L}$; ``eigenvalue`` and ``tangent``,
         the least ones of :func:`kernel` and :func:`tangent_kernel`; ``worst``, the largest loss of
         a sample; ``active``, the smallest fraction of neurons that a sample activates.
+
+    Example:
+        >>> from fabook import mlp
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule = FA(mlp([4, 8, 1], activation="relu", bias=False, generator=g), generator=g)
+        >>> u, w = rule.net.parameters()
+        >>> w.data[0] = readout(u.detach(), rule.feedback["0"][0], factor=1.0)  # a dominant start
+        >>> seen = measure(rule, torch.ones(5, 4), torch.ones(5, 1), "squared")
+        >>> seen["share"], seen["dominant"], seen["hidden"] > 0
+        (1.0, 1.0, True)
     """
     u, w = (p.detach() for p in rule.net.parameters())
     w, b = w[0], rule.feedback["0"][0]
     f = rule.net(x)
-    value, error = output_error(f, y, LOSSES[loss])
+    value, error = output_error(f, y, LOSS_FUNCTIONS[loss])
     signals = neuron_signals(u, x, error[:, 0])
     z = x @ u.mT
     alignment = w * b

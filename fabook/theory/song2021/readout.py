@@ -8,7 +8,8 @@ $$ V_t = a_t V_0 + L_t, \qquad a_t = (1 - \eta\lambda)^t , $$
 where L gathers the steps. Under feedback alignment with feedback B and ReLU units, the inner
 product of B with a step of L and the growth of $\tfrac12\|W\|^2$ in that step are one number up to
 $\tfrac12\|\Delta W\|^2$, so that without a penalty $\langle B, L_t\rangle$ is what
-$\tfrac12\|W\|^2$ has grown by, minus the squared steps. Derived.
+$\tfrac12\|W\|^2$ has grown by, minus the squared steps. Derived; the penalty is that of Song, Xu &
+Lafferty (2021), https://arxiv.org/abs/2106.06044.
 """
 
 from __future__ import annotations

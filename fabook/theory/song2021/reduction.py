@@ -1,8 +1,8 @@
 r"""Two-layer networks under feedback alignment, reduced to what n samples see of them.
 
-The network of Song, Xu & Lafferty (2021), $f(x) = p^{-1/2} \beta^T \psi(W x)$ with one
-output, feedback b in the place of $\beta$, the mean squared error
-$n^{-1}\sum_i e_i^2$, and a penalty $\lambda$ on the second layer alone:
+The network of Song, Xu & Lafferty (2021), https://arxiv.org/abs/2106.06044,
+$f(x) = p^{-1/2} \beta^T \psi(W x)$ with one output, feedback b in the place of $\beta$, the mean
+squared error $n^{-1}\sum_i e_i^2$, and a penalty $\lambda$ on the second layer alone:
 
 $$ \beta \leftarrow (1 - \eta\lambda)\,\beta - \frac{\eta}{\sqrt p}\,\psi(X W^T)^T g, \qquad
    W \leftarrow W - \frac{\eta}{\sqrt p}\,\bigl(\psi'(X W^T) \odot g\, b^T\bigr)^T X, \qquad
@@ -48,6 +48,12 @@ class Stop:
     multiple of ``every``. Once it differs by less than ``change`` from the look before (the first
     look: from zero), the run may end: after that update, but not before ``least``. One such look
     is enough, however early.
+
+    Source: the published code of Song, Xu & Lafferty (2021), https://arxiv.org/abs/2106.06044
+
+    Example:
+        >>> published_stop(200)
+        Stop(least=5050, every=1000, change=0.001)
     """
 
     least: int
@@ -81,6 +87,19 @@ class Trajectory:
         stopped: (R,) the step at which each run ended.
         settled: (R,) whether the stopping rule ended it, not the number of steps.
         seen: what the probes returned, name to (P, ...).
+
+    Source: the quantities of Song, Xu & Lafferty (2021), https://arxiv.org/abs/2106.06044
+
+    Example:
+        >>> from fabook import stream, two_layer
+        >>> net = two_layer(20, 400, activation="linear", generator=stream(0, "w"))
+        >>> rule = FA(net, init="standard_normal", generator=stream(0, "b"))
+        >>> x = torch.randn(5, 20, generator=stream(0, "x"))
+        >>> seen = train_two_layer(rule, x, x[:, 0], lr=0.02, steps=300, probe_at=[0, 100])
+        >>> seen.steps.tolist(), seen.loss.shape, seen.settled.tolist()
+        ([0, 100, 300], (3, 1), [False])
+        >>> bool(seen.final("cosine")[0] > seen.cosine[0, 0])  # it has aligned
+        True
     """
 
     steps: np.ndarray
@@ -215,6 +234,17 @@ class LinearRuns:
         m0, mb, y: (R, n), $A \beta_0$, $A b$ and the targets.
         b0, bb, beta2: (R,), $b \cdot \beta_0$, $|b|^2$ and $|\beta_0|^2$.
         width: p.
+
+    Source: derived, for the linear networks of Song, Xu & Lafferty (2021),
+    https://arxiv.org/abs/2106.06044
+
+    Example:
+        >>> from fabook import stream, two_layer
+        >>> net = two_layer(20, 400, activation="linear", generator=stream(0, "w"))
+        >>> x = torch.randn(5, 20, generator=stream(0, "x"))
+        >>> runs = linear_runs([FA(net, generator=stream(0, "b"))], [x], [x[:, 0]])
+        >>> runs.width, bool((runs.mirrored().mb == -runs.mb).all())
+        (400, True)
     """
 
     K: Tensor
@@ -248,6 +278,14 @@ def linear_runs(rules: Sequence[FA], x: Sequence[Tensor], y: Sequence[Tensor]) -
 
     Raises:
         ValueError: other rules or networks, or shapes that do not fit together.
+
+    Example:
+        >>> from fabook import stream, two_layer
+        >>> net = two_layer(20, 400, activation="linear", generator=stream(0, "w"))
+        >>> x = torch.randn(5, 20, generator=stream(0, "x"))
+        >>> runs = linear_runs([FA(net, generator=stream(0, "b"))], [x], [x[:, 0]])
+        >>> runs.K.shape, runs.K.dtype  # n = 5 samples are all that is kept of 20 x 400 weights
+        (torch.Size([1, 5, 5]), torch.float64)
     """
     if not len(rules) == len(x) == len(y) > 0:
         raise ValueError(

@@ -11,12 +11,12 @@ from fabook.theory import robertson2024 as dom
 from fabook.training import train
 
 
-@pytest.mark.parametrize("loss", dom.LOSSES)
+@pytest.mark.parametrize("loss", dom.LOSS_FUNCTIONS)
 def test_dominant_start_descends_within_its_bound(loss):
     rule, x, y = problem(1.0, 0.1)
     lr, due = 0.05, range(0, 2001, 50)
     seen = train(
-        rule, x, y, steps=2000, lr=lr, loss=dom.LOSSES[loss], probe_at=due,
+        rule, x, y, steps=2000, lr=lr, loss=dom.LOSS_FUNCTIONS[loss], probe_at=due,
         probe={"": lambda: dom.measure(rule, x, y, loss)},
     )  # fmt: skip
     value, t = torch.as_tensor(seen["loss"]), torch.as_tensor(lr * seen.steps)

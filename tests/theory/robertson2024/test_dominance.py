@@ -20,13 +20,13 @@ def test_readout_sets_the_conserved_quantity():
         dom.readout(torch.ones(2, 2), torch.tensor([1.0, 0.0]), factor=1.0)
 
 
-@pytest.mark.parametrize("loss", dom.LOSSES)
+@pytest.mark.parametrize("loss", dom.LOSS_FUNCTIONS)
 @pytest.mark.parametrize("factor", [1.5, -1.5])
 def test_parts_of_the_loss_rate_are_those_of_a_small_step(loss, factor):
     rule, x, y = problem(factor, 0.02)
     seen = dom.measure(rule, x, y, loss)
     lr = 1e-6
-    rule.sgd_step(x, y, lr, loss=dom.LOSSES[loss])
+    rule.sgd_step(x, y, lr, loss=dom.LOSS_FUNCTIONS[loss])
     rate = (dom.measure(rule, x, y, loss)["loss"] - seen["loss"]) / lr
     assert rate == pytest.approx(-seen["readout"] - seen["hidden"], rel=1e-3)
 
