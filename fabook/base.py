@@ -185,9 +185,10 @@ class Rule(nn.Module):
 
         Args:
             layer: name of the receiving layer.
-            delta: error signal at the output of the layer above; empty where the network is cut
-                into blocks, as nothing passes between these.
-            top: what the top sends, the output error unless ``from_top`` says otherwise.
+            delta: error signal at the output of the layer above; empty, and on the meta device,
+                where the network is cut into blocks, as nothing passes between these.
+            top: what the top sends, the output error unless ``from_top`` says otherwise. Neither
+                may be written to.
 
         Returns:
             A tensor as large as h_l, or None if nothing arrives and no layer from here down learns.
@@ -522,7 +523,8 @@ class Rule(nn.Module):
                 "batch must be the first axis of both"
             )
         sent = sent.to(self._home.dtype)  # the loss may have been taken in half precision
-        found = self.send(block, sent.new_empty(0), sent.flatten(1) if whole else sent)
+        empty = sent.new_empty(0, device="meta")  # else its norm, say, would be a number: zero
+        found = self.send(block, empty, sent.flatten(1) if whole else sent)
         if found is not None and found.numel() != h.numel():
             raise ValueError(
                 f"block {block!r} gives {tuple(h.shape)}, for which the rule has a signal of "
@@ -581,6 +583,13 @@ class Rule(nn.Module):
         """Loss and signals; unless ``updating``, everything stays as it is."""
         stack = self.stack
         stack.check_unchanged()
+        for p in (*stack.parameters, *self._held_parameters()):
+            if p._backward_hooks or p._post_accumulate_grad_hooks:
+                name = next(name for name, each in self.named_parameters() if each is p)
+                raise RuntimeError(
+                    f"hooks on parameter {name!r} would not run: take rule(x) and your own loss's "
+                    "backward(), or make the rule again"
+                )
         self._check_homes()
         if x.shape[:1] == (0,):
             raise ValueError(f"x: the batch holds no samples; got {tuple(x.shape)}")
@@ -654,8 +663,10 @@ class Rule(nn.Module):
             The loss before the step, 0-d, without graph.
 
         Raises:
-            ValueError: see there; or feedback and network on different devices.
-            RuntimeError: the network was changed, or the optimizer leaves feedback out that learns.
+            ValueError: see there; or feedback and network on different devices, or a target that
+                does not say on which axis the classes are.
+            RuntimeError: the network was changed, has hooks on parameters that would not run, or
+                the optimizer leaves feedback out that learns.
         """
         self._check_followed()
         if self._on_graph:
