@@ -13,10 +13,12 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -313,16 +315,28 @@ def _padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
 
 @contextmanager
 def measuring(net: nn.Module) -> Iterator[None]:
-    """Run a forward pass that leaves running statistics and random states as they were."""
+    """Run a forward pass that leaves running statistics and random states as they were.
+
+    So it leaves the rows of a table with a ``max_norm``, which the pass itself shortens.
+    """
     owners = [(m._buffers, dict(m._buffers)) for m in net.modules() if m._buffers]
     for buffers, kept in owners:  # the pass writes into copies, of which its graphs may keep some
         buffers.update({k: None if b is None else b.clone() for k, b in kept.items()})
     devices = {p.device for p in net.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next((d.type for d in devices), "cuda")
+    short = [m for m in net.modules() if getattr(m, "max_norm", None) is not None]
+    homes = [(table, table.data) for m in short for table in m.parameters(recurse=False)]
+    numbers = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
     try:
+        for table, data in homes:
+            table.data = data.clone()
         with torch.random.fork_rng([d.index for d in devices], device_type=kind):
             yield
     finally:
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])  # noqa: NPY002
+        for table, data in homes:
+            table.data = data
         for buffers, kept in owners:
             buffers.update(kept)
 
