@@ -37,7 +37,8 @@ class _Paths:
     def __init__(self, net: nn.Module, *, cut: bool) -> None:
         self.stack: Stack | None = None
         self.graph: Transported | Cuts | None = None
-        self.steps: dict[str, list[tuple[Tensor, int]]] = {}
+        self.steps: dict[str, tuple[list[tuple[Tensor, int]], list[Tensor]]] = {}
+        self.looks = 8  # updates in which the numbers of W and B are compared as well
         self.workspaces: dict[Any, Tensor] = {}
         self.why = "the network was cut into blocks"
         if not cut:
@@ -185,9 +186,10 @@ class Rule(nn.Module):
 
         Args:
             layer: name of the receiving layer.
-            delta: error signal at the output of the layer above; empty where the network is cut
-                into blocks, as nothing passes between these.
-            top: what the top sends, the output error unless ``from_top`` says otherwise.
+            delta: error signal at the output of the layer above; empty, and on the meta device,
+                where the network is cut into blocks, as nothing passes between these.
+            top: what the top sends, the output error unless ``from_top`` says otherwise. Neither
+                may be written to.
 
         Returns:
             A tensor as large as h_l, or None if nothing arrives and no layer from here down learns.
@@ -458,7 +460,11 @@ class Rule(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the state belongs to; part of ``state_dict``."""
-        return {"rule": self.label}
+        return {"rule": self.label, "settings": self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        """What the formula takes beside the matrices that are held."""
+        return {}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore; rules with more state add to it."""
@@ -467,6 +473,11 @@ class Rule(nn.Module):
         state = state_dict.get(f"{prefix}_extra_state")
         if isinstance(state, Mapping) and state.get("rule") != self.label:
             raise ValueError(f"the state is of rule {state.get('rule')}; this rule is {self.label}")
+        own = self._settings()
+        if isinstance(state, Mapping) and (given := state.get("settings", own)) != own:
+            raise ValueError(
+                f"the state is of a rule made with {given}, this one was made with {own}"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._paths.steps = {}
 
@@ -522,7 +533,8 @@ class Rule(nn.Module):
                 "batch must be the first axis of both"
             )
         sent = sent.to(self._home.dtype)  # the loss may have been taken in half precision
-        found = self.send(block, sent.new_empty(0), sent.flatten(1) if whole else sent)
+        empty = sent.new_empty(0, device="meta")  # else its norm, say, would be a number: zero
+        found = self.send(block, empty, sent.flatten(1) if whole else sent)
         if found is not None and found.numel() != h.numel():
             raise ValueError(
                 f"block {block!r} gives {tuple(h.shape)}, for which the rule has a signal of "
@@ -535,7 +547,7 @@ class Rule(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Loss and output error, with the classes on the last axis or, of maps, on axis 1.
 
-        Maps come from a convolution at the top of a stack; elsewhere the labels' shape says so.
+        Maps come from a convolution at the top of a stack; elsewhere the target says so.
         """
         if not isinstance(output, Tensor):
             raise UnsupportedModule(
@@ -543,14 +555,32 @@ class Rule(nn.Module):
             )
         if output.ndim < 3 or loss not in ("cross_entropy", "bce"):
             return output_error(output, target, loss, reduction)
-        maps = tuple(target.shape) not in (output.shape, output.shape[:-1])
-        if self._stack is not None:
-            maps = isinstance(self._stack.top, nn.Conv2d)
-        if not maps:
+        top = None if self._stack is None else self._stack.top
+        if not (self._is_map(output, target, loss) if top is None else isinstance(top, nn.Conv2d)):
             return output_error(output, target, loss, reduction)
         target = target.movedim(1, -1) if target.shape == output.shape else target
         value, error = output_error(output.movedim(1, -1), target, loss, reduction)
         return value, error.movedim(-1, 1)
+
+    def _is_map(self, output: Tensor, target: Tensor, loss: Loss) -> bool:
+        """Whether the classes are on axis 1, where labels have no axis and probabilities add up."""
+        if target.shape != output.shape:
+            last = target.shape == output.shape[:-1]
+            first = target.shape == output.shape[:1] + output.shape[2:] or not last
+        elif loss == "bce" or not target.is_floating_point():
+            return False  # each number by itself; or no target at all
+        else:
+            sums = [target.float().sum(axis) for axis in (-1, 1)]
+            last, first = (bool(((s == 0) | ((s - 1).abs() < 0.01)).all()) for s in sums)
+            if first and not last and type(self).from_top is not Rule.from_top:
+                raise ValueError(f"{type(self).__name__} sends probabilities of the last axis only")
+        if last == first:
+            raise ValueError(
+                f"a target {tuple(target.shape)} of outputs {tuple(output.shape)} does not say "
+                "whether the classes are on the last axis or on axis 1: give probabilities that "
+                "add up to one there alone, or take rule(x) and a loss of your own"
+            )
+        return first
 
     def _through_graph(
         self, x: Any, target: Tensor, loss: Loss, reduction: str
@@ -581,6 +611,13 @@ class Rule(nn.Module):
         """Loss and signals; unless ``updating``, everything stays as it is."""
         stack = self.stack
         stack.check_unchanged()
+        for p in (*stack.parameters, *self._held_parameters()):
+            if p._backward_hooks or p._post_accumulate_grad_hooks:
+                name = next(name for name, each in self.named_parameters() if each is p)
+                raise RuntimeError(
+                    f"hooks on parameter {name!r} would not run: take rule(x) and your own loss's "
+                    "backward(), or make the rule again"
+                )
         self._check_homes()
         if x.shape[:1] == (0,):
             raise ValueError(f"x: the batch holds no samples; got {tuple(x.shape)}")
@@ -647,15 +684,19 @@ class Rule(nn.Module):
         Args:
             x: (batch, ...) inputs.
             target: see :func:`fabook.losses.output_error`; where the top layer is a convolution,
-                the classes of ``cross_entropy`` are on axis 1, as in ``F.cross_entropy``.
+                the classes of ``cross_entropy`` are on axis 1, as in ``F.cross_entropy``. Of a
+                network that is no stack the target must say so, by its shape or by adding up to
+                one.
             loss, reduction: see there.
 
         Returns:
             The loss before the step, 0-d, without graph.
 
         Raises:
-            ValueError: see there; or feedback and network on different devices.
-            RuntimeError: the network was changed, or the optimizer leaves feedback out that learns.
+            ValueError: see there; or feedback and network on different devices, or a target that
+                does not say on which axis the classes are.
+            RuntimeError: the network was changed, has hooks on parameters that would not run, or
+                the optimizer leaves feedback out that learns.
         """
         self._check_followed()
         if self._on_graph:
@@ -686,24 +727,31 @@ class Rule(nn.Module):
         return value
 
     def _note_versions(self, *, written: bool) -> None:
-        """Keep W and B and, where they are written, their gradients, with their versions."""
+        """Keep W and B and, where they are written, their gradients, with their versions.
+
+        In the first updates some of their numbers too: a fused step counts as no version.
+        """
         if self.learns:
+            self._paths.looks = max(0, self._paths.looks - 1)
             for name, own in zip(self.receivers, self._held_parameters(), strict=True):
                 above = self._stack and self._stack.above[name]
                 weight = above.weight if above else self.net.get_parameter(name)
                 both = (weight, own, weight.grad, own.grad) if written else (weight, own)
-                self._paths.steps[name] = [(t, t._version) for t in both if t is not None]
+                few = [_few(t) for t in both[:2]] if self._paths.looks else []
+                noted = [(t, t._version) for t in both if t is not None]
+                self._paths.steps[name] = noted, few
 
     def _check_followed(self) -> None:
         """What is done to W and its gradient and not to B would make another rule of this one."""
-        for name, noted in self._paths.steps.items():
+        for name, (noted, few) in self._paths.steps.items():
             weight, own, *grads = (t._version - version for t, version in noted)
-            if weight and not own:
+            left = few and _is_left(*few, *(_few(t) for t, _ in noted[:2]))
+            if left or (weight and not own):
                 raise RuntimeError(
                     f"the weight of feedback {name!r} was stepped and its feedback was not: give "
                     "the optimizer rule.parameters(), which holds both"
                 )
-            if weight and len(set(grads)) > 1:
+            if weight and (len(set(grads)) > 1 or _is_one_replaced(noted)):
                 raise RuntimeError(
                     f"the gradient of feedback {name!r} was not changed as that of its weight was: "
                     "clip or scale those of rule.parameters(), which has both"
@@ -796,6 +844,23 @@ def check_rule(rule: Any) -> None:
 
 def _key(layer: str) -> str:
     return "feedback_" + layer.replace(".", "/")  # names of buffers have no dots
+
+
+def _is_one_replaced(noted: list[tuple[Tensor, int]]) -> bool:
+    """Whether one of W and B, but not the other, has a gradient that is another tensor."""
+    pairs = zip(noted[:2], noted[2:], strict=False)
+    return len({p.grad is not grad for (p, _), (grad, _) in pairs if p.grad is not None}) > 1
+
+
+def _few(tensor: Tensor) -> Tensor:
+    """Some numbers of a tensor."""
+    return tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 64)].clone()
+
+
+def _is_left(w: Tensor, b: Tensor, w_now: Tensor, b_now: Tensor) -> bool:
+    """Whether B is what it was to the bit while W took a step that B could not round away."""
+    least = 10 * torch.finfo(b.dtype).eps * torch.linalg.vector_norm(b)
+    return torch.equal(b, b_now) and bool(((w_now - w).abs() > least).any())
 
 
 def _matrices(net: nn.Module) -> dict[str, nn.Parameter]:

@@ -188,15 +188,22 @@ def gradient_alignment_per_sample(
     check_rule(rule)
     ours = _hidden_signals(rule, x, target, loss, at)
     true = _hidden_signals(BP(rule.net), x, target, loss, at)
-    per_sample = {name: cosine(ours[name], true[name], dim=1) for name in ours}
     if not ours:
         return Alignment({}, float("nan"))
-    everything = cosine(torch.cat(list(ours.values()), 1), torch.cat(list(true.values()), 1), dim=1)
+    found = {name: _mean_over_samples(ours[name], true[name]) for name in ours}
+    whole = [torch.cat(list(signals.values()), 1) for signals in (ours, true)]
     return Alignment(
-        {name: float(c.nanmean()) for name, c in per_sample.items()},
-        float(everything.nanmean()),
-        {name: int(c.isnan().sum()) for name, c in per_sample.items()},
+        {name: mean for name, (mean, _) in found.items()},
+        _mean_over_samples(*whole)[0],
+        {name: zero for name, (_, zero) in found.items()},
     )
+
+
+def _mean_over_samples(a: Tensor, b: Tensor) -> tuple[float, int]:
+    """Mean cosine of the rows, and how many are zero and left out; NaN where one has no number."""
+    c, zero = cosine(a, b, dim=1), ~(a.any(1) & b.any(1))
+    broken = bool((c.isnan() & ~zero).any())
+    return float("nan") if broken else float(c.nanmean()), int(zero.sum())
 
 
 @torch.no_grad()

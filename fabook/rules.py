@@ -100,6 +100,10 @@ class FA(Rule, label="FA", colour="#0062D0", law="product", fixed=True):
                 _redraw(self, self._own)
             self._done += 1
 
+    def _settings(self) -> dict[str, Any]:
+        drawn = {"scale": float(self._scale), "init": self._init} if self._every else {}
+        return {"redraw_every": self._every, **drawn}
+
     def get_extra_state(self) -> dict[str, Any]:
         state = super().get_extra_state()
         if self._own is not None:
@@ -134,6 +138,9 @@ class USF(Rule, label="uSF", colour="#00AA64", law="product", linear=True):
         receptive = math.prod(weight.shape[2:])
         s = math.sqrt(2 / ((weight.shape[0] + weight.shape[1]) * receptive))
         return torch.sign(weight, out=self.workspace(layer)).mul_(s * self._scale)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"scale": float(self._scale)}
 
 
 class FRSF(Rule, label="frSF", colour="#3F9EE0", law="product", linear=True):
@@ -204,6 +211,9 @@ class BRSF(FRSF, label="brSF", colour="#CD8A00", linear=True):
         _redraw(self, self._own)
         self._keep_sizes()
 
+    def _settings(self) -> dict[str, Any]:
+        return {"scale": float(self._scale), "init": self._init}
+
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {
             "generator": self._own.get_state(),
@@ -226,6 +236,11 @@ class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback", linear=Tr
     ``rule.parameters()`` has them, it takes the steps of W under that optimizer's own momentum,
     moments, decay and schedule; weight decay makes both meet (Akrout et al. 2019). Gradients are
     clipped, scaled and set to zero for ``rule.parameters()`` too. B has the shape of W.
+
+    A step that W takes and B does not is an error at the next update; in a fused optimizer or
+    through ``p.data``, which torch does not count as writes, it is noticed in the first updates
+    only. Gradients that were changed for W alone are an error after :meth:`backward`, and are not
+    noticed in a loop of one's own. Nor is a step of another size, as of another learning rate.
 
     References: Kolen & Pollack (1994), https://doi.org/10.1109/ICNN.1994.374486;
     Akrout et al. (2019), https://arxiv.org/abs/1904.05391

@@ -13,10 +13,12 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -129,6 +131,21 @@ def _closed(module: nn.Module) -> Local | None:
     return None if getattr(module, "return_indices", False) else CLOSED.get(type(module))
 
 
+def _ends(output: Tensor) -> Iterator[Tensor]:
+    """The tensors that require a gradient at which a graph ends."""
+    if output.grad_fn is None:
+        yield output
+    todo: list[Any] = [output.grad_fn]
+    seen: set[Any] = {None}
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            if (variable := getattr(node, "variable", None)) is not None:
+                yield variable
+            todo += [below for below, _ in node.next_functions]
+
+
 class ByAutograd:
     """The small graph that a module's own vector-Jacobian product needs, but not its output."""
 
@@ -137,6 +154,14 @@ class ByAutograd:
         self.end = get_gradient_edge(output) if output.grad_fn is not None else output
         named = module.named_parameters(recurse=True)
         self.params = {k: p for k, p in named if p.requires_grad}
+        own = {id(leaf), *map(id, self.params.values())}
+        torchs = type(module).__module__.startswith("torch.nn.modules.")  # these keep to themselves
+        if not torchs and any(id(end) not in own for end in _ends(output)):
+            raise UnsupportedModule(
+                f"{type(module).__name__} reaches outside itself, for a parameter of another "
+                "module or what another one computed: make the network one nn.Module with a "
+                "forward of its own, whose graph shows that"
+            )
 
     @classmethod
     def forward(cls, module: nn.Module, x: Tensor) -> tuple[Tensor, ByAutograd]:
@@ -193,7 +218,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def flat(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules in the order in which they act, with their names."""
-    if type(module).forward is nn.Sequential.forward:
+    kind = type(module)
+    if kind.forward is nn.Sequential.forward and kind.__call__ is nn.Module.__call__:
         for key, child in module._modules.items():
             if child is not None:
                 yield from flat(f"{prefix}.{key}" if prefix else key, child)
@@ -203,7 +229,16 @@ def flat(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_weight_layer(module: nn.Module) -> bool:
     """Linear and Conv2d, but no subclass that computes something else."""
-    return type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
+    kind: Any = type(module)
+    if kind.forward not in (nn.Linear.forward, nn.Conv2d.forward):
+        return False
+    calls = kind.__call__, getattr(kind, "_conv_forward", nn.Conv2d._conv_forward)
+    own = {**module._buffers, **module._parameters}  # what stands for them may be computed
+    return (
+        calls == (nn.Module.__call__, nn.Conv2d._conv_forward)
+        and all(own.get(key) is getattr(module, key) for key in ("weight", "bias"))
+        and {key for key, _ in module.named_parameters()} <= {"weight", "bias"}
+    )
 
 
 def refuse(name: str, module: nn.Module, why: str) -> UnsupportedModule:
@@ -233,6 +268,9 @@ def _check_all(net: nn.Module) -> None:
             raise refuse(name, module, "has a forward of its own, apart from its class")
         if any(getattr(module, hooks) for hooks in _HOOKS):
             raise refuse(name, module, "has hooks, which would not run")
+        for p in module.parameters(recurse=False):
+            if p._backward_hooks or p._post_accumulate_grad_hooks:
+                raise refuse(name, module, "has hooks on a parameter, which would not run")
         if nn.utils.parametrize.is_parametrized(module):
             raise refuse(name, module, "has no plain weight: it is parametrised")
 
@@ -277,16 +315,28 @@ def _padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
 
 @contextmanager
 def measuring(net: nn.Module) -> Iterator[None]:
-    """Run a forward pass that leaves running statistics and random states as they were."""
+    """Run a forward pass that leaves running statistics and random states as they were.
+
+    So it leaves the rows of a table with a ``max_norm``, which the pass itself shortens.
+    """
     owners = [(m._buffers, dict(m._buffers)) for m in net.modules() if m._buffers]
     for buffers, kept in owners:  # the pass writes into copies, of which its graphs may keep some
         buffers.update({k: None if b is None else b.clone() for k, b in kept.items()})
     devices = {p.device for p in net.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next((d.type for d in devices), "cuda")
+    short = [m for m in net.modules() if getattr(m, "max_norm", None) is not None]
+    homes = [(table, table.data) for m in short for table in m.parameters(recurse=False)]
+    numbers = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
     try:
+        for table, data in homes:
+            table.data = data.clone()
         with torch.random.fork_rng([d.index for d in devices], device_type=kind):
             yield
     finally:
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])  # noqa: NPY002
+        for table, data in homes:
+            table.data = data
         for buffers, kept in owners:
             buffers.update(kept)
 
@@ -307,6 +357,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 # --- the stack ------------------------------------------------------------------------------------
 
 Tape = list[tuple[Tensor | None, Any]]
+Send = Callable[[str, Tensor, Tensor], Tensor | None]
 
 
 class Stack:
@@ -439,7 +490,7 @@ class Stack:
 
     def walk(
         self,
-        send: Callable[[str, Tensor, Tensor], Tensor | None],
+        send: Send,
         signal: Tensor,
         at_top: Callable[[Tensor], Tensor],
         tape: Tape,
@@ -473,7 +524,7 @@ class Stack:
             if receivers:
                 self._at = name, module, entry, signal, grads if updating else None
                 try:
-                    found = send(receivers.pop(), signal, from_top)
+                    found = _unchanged(send, receivers.pop(), signal, from_top)
                 finally:
                     self._at = None
                 if found is None and updating:
@@ -499,6 +550,23 @@ class Stack:
         below = _conv_backward(name, layer, weight, delta, h, grads if delta is error else None)
         assert below is not None
         return below
+
+
+def _version(signal: Tensor) -> int:
+    """How often it was written to; of what inference mode makes nobody counts."""
+    return 0 if signal.is_inference() else signal._version
+
+
+def _unchanged(send: Send, receiver: str, delta: Tensor, top: Tensor) -> Tensor | None:
+    """What is sent, by a formula that does not write to what others read."""
+    before = _version(delta), _version(top)
+    found = send(receiver, delta, top)
+    if (_version(delta), _version(top)) != before:
+        raise RuntimeError(
+            f"send for layer {receiver!r} changed delta or top in place, which other layers read "
+            "as well: change a copy"
+        )
+    return found
 
 
 def _shaped(signal: Tensor, h: Tensor, name: str) -> Tensor:

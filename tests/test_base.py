@@ -295,6 +295,157 @@ def test_an_optimizer_without_the_feedback_is_noticed(device):
         rule.backward(x, y)
 
 
+def by_data(net, lr):
+    for p in net.parameters():
+        p.data -= lr * p.grad
+
+
+def by_new_data(net, lr):
+    for p in net.parameters():
+        p.data = p.data - lr * p.grad
+
+
+def fused(net, lr):
+    torch.optim.SGD(net.parameters(), lr, fused=True).step()
+
+
+@pytest.mark.parametrize("own_loop", [False, True])
+@pytest.mark.parametrize("step", [by_data, by_new_data, fused])
+def test_a_step_without_a_version_that_leaves_the_feedback_out_is_noticed(step, own_loop):
+    x, y = rand(7, 5), rand(7, low=3)
+    for all_of_it in (False, True):
+        rule = make("KP", tanh_net("cpu"))
+        start = {k: b - rule.net.get_parameter(f"{above}.weight") for (k, b), above in zip(
+            rule.feedback.items(), rule.layers[1:], strict=True)}  # fmt: skip
+
+        def update(rule=rule, all_of_it=all_of_it):
+            if own_loop:
+                rule.zero_grad()
+                F.cross_entropy(rule(x), y).backward()
+            else:
+                rule.backward(x, y)
+            step(rule if all_of_it else rule.net, 0.1)
+
+        update()
+        if not all_of_it:
+            with pytest.raises(RuntimeError, match=r"give the optimizer rule\.parameters\(\)"):
+                update()
+            continue
+        for _ in range(10):
+            update()
+        for (k, b), above in zip(rule.feedback.items(), rule.layers[1:], strict=True):
+            close(b - rule.net.get_parameter(f"{above}.weight"), start[k])
+
+
+def test_gradients_that_are_replaced_for_the_network_alone_are_noticed(device):
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    for alone in (True, False):
+        rule = make("KP", tanh_net(device))
+        optimizer = torch.optim.SGD(rule.parameters(), 0.1)
+        for _ in range(3):
+            rule.backward(x, y)
+            for p in (rule.net if alone else rule).parameters():
+                p.grad = p.grad * 0.1
+            optimizer.step()
+            if alone:
+                with pytest.raises(RuntimeError, match=r"gradient of feedback '0'.*clip or scale"):
+                    rule.backward(x, y)
+                break
+            rule.net.zero_grad()  # leaves those of the feedback, which says nothing
+
+
+@pytest.mark.parametrize(
+    ("rule", "saved", "other"),
+    [
+        ("uSF", {"scale": 2.0}, {}),
+        ("brSF", {"scale": 3.0}, {}),
+        ("brSF", {"init": "normal"}, {}),
+        ("FA", {"redraw_every": 1}, {}),
+        ("FA", {}, {"redraw_every": 2}),
+        ("FA", {"redraw_every": 1, "scale": 2.0}, {"redraw_every": 1}),
+    ],
+)
+def test_a_state_says_with_what_its_rule_was_made(rule, saved, other, device):
+    first, second = (make(rule, tanh_net(device), **options) for options in (saved, other))
+    name = next(iter({**other, **saved}))
+    with pytest.raises(ValueError, match=rf"the state is of a rule made with .*'{name}'"):
+        second.load_state_dict(first.state_dict())
+    make(rule, tanh_net(device), **saved).load_state_dict(first.state_dict())
+    old = second.state_dict()
+    del old["_extra_state"]["settings"]  # as before they were kept
+    second.load_state_dict(old)
+
+
+def test_what_the_held_matrices_say_needs_no_setting(device):
+    """FA's scale is in its matrices: a state of another one is taken as it is."""
+    first, second = make("FA", tanh_net(device), scale=2.0), make("FA", tanh_net(device))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.feedback["0"], second.feedback["0"])
+
+
+class Maps(nn.Module):
+    """Classes on axis 1, and no stack."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.one, self.two = nn.Conv1d(1, 4, 3, padding=1), nn.Conv1d(4, classes, 1)
+
+    def forward(self, x):
+        return self.two(torch.tanh(self.one(x)))
+
+
+def probabilities(*shape, axis):
+    return rand(*shape).softmax(axis)
+
+
+@pytest.mark.parametrize("length", [5, 6])
+def test_probabilities_say_on_which_axis_the_classes_are(length, device):
+    maps, sequence = fill(Maps(5), device), Wrapped(fill(S(L(1, 4), nn.Tanh(), L(4, 5)), device))
+    cases = [
+        (maps, (2, 1, length), (2, 5, length), 1),
+        (sequence, (2, length, 1), (2, length, 5), 2),
+    ]
+    for net, given, shape, axis in cases:
+        x, y = rand(*given).to(device), probabilities(*shape, axis=axis).to(device)
+        y.movedim(axis, -1)[0, 0] = 0  # a place that counts for nothing
+        value = BP(net).backward(x, y)
+        got = [p.grad.clone() for p in net.parameters()]
+        net.zero_grad()
+        want = F.cross_entropy(net(x).movedim(axis, 1), y.movedim(axis, 1))
+        want.backward()
+        close(value, want)
+        for p, grad in zip(net.parameters(), got, strict=True):
+            close(grad, p.grad)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        ("cross_entropy", rand(2, 5, low=5)),
+        ("bce", rand(2, 5, low=5)),
+        ("cross_entropy", torch.eye(5).expand(2, 5, 5)),
+        ("cross_entropy", torch.full((2, 5, 5), 0.2)),
+        ("cross_entropy", torch.full((2, 5, 5), 0.4)),
+    ],
+)
+def test_a_target_that_does_not_say_where_the_classes_are_is_refused(loss, target, device):
+    net = fill(Maps(5), device)
+    x, y = rand(2, 1, 5).to(device), target.to(device)
+    with pytest.raises(ValueError, match=r"does not say .* axis 1.*rule\(x\) and a loss"):
+        BP(net).backward(x, y, loss=loss)
+    stack = BP(fill(S(L(1, 4), nn.Tanh(), L(4, 5)), device))
+    assert stack.backward(x.mT, y, loss=loss).isfinite()  # the layer at the top says it
+
+
+def test_a_target_that_is_sent_has_its_classes_on_the_last_axis(device):
+    net = fill(Maps(3), device)
+    x, y = rand(2, 1, 5).to(device), probabilities(2, 3, 5, axis=1).to(device)
+    rule = make("DRTP", net, example=x)
+    with pytest.raises(ValueError, match="DRTP sends probabilities of the last axis only"):
+        rule.backward(x, y)
+    assert rule.backward(x, y, loss="bce").isfinite()  # of which no axis is another
+
+
 @pytest.mark.parametrize("other", ["frSF", "KP", "DFA", "brSF"])
 def test_a_state_belongs_to_its_rule(other, device):
     net = tanh_net(device)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 
 import numpy as np
 import pytest
@@ -217,6 +218,18 @@ def test_dead_samples_are_excluded_and_counted():
     assert gradient_alignment_per_sample(bound, x, y, at="activation").excluded == {"0": 0}
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_sample_without_numbers_is_no_zero_vector(value):
+    x, y = randn(6, 5), labels(6, 3)
+    x[1, 0] = value
+    bound = make("FA", net_of(5, 4, 3, activation="relu"))
+    got = gradient_alignment_per_sample(bound, x, y)
+    assert math.isnan(got.total)
+    assert math.isnan(got.layers["0"])
+    assert got.excluded == {"0": 0}
+    assert math.isnan(gradient_alignment(bound, x, y).total)
+
+
 def test_alignment_does_not_depend_on_what_is_frozen():
     net, x, y = net_of(5, 4, 6, 3), randn(9, 5), labels(9, 3)
     bound = make("FA", net)
@@ -407,6 +420,56 @@ def test_measured_and_unmeasured_runs_are_bit_identical():
         runs.append([p.detach() for p in bound.net.parameters()])
     for a, b in zip(*runs):
         assert torch.equal(a, b)
+
+
+class Skipping(nn.Module):
+    """Layers that are left out by other random numbers than torch's."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw, self.top = draw, nn.Linear(5, 3).double()
+        self.all = nn.ModuleList(nn.Linear(5, 5).double() for _ in range(8))
+
+    def forward(self, x):
+        for layer in self.all:
+            if self.draw() < 0.5:
+                x = x + torch.tanh(layer(x))
+        return self.top(x)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["python", "numpy"])
+def test_measuring_leaves_other_random_states(draw):
+    bound, x, y = BP(Skipping(draw)), randn(9, 5), labels(9, 3)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  as networks may use it
+    want = [draw() for _ in range(5)]
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    bound.gradients(x, y)
+    assert gradient_alignment(bound, x, y).total == pytest.approx(1, abs=1e-12)
+    assert [draw() for _ in range(5)] == want
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_measuring_leaves_tables_whose_rows_are_shortened(kind):
+    net = nn.Sequential(kind(9, 4, max_norm=1.0), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        net[0].weight.mul_(5)
+    bound, table = make("FA", net), net[0].weight
+    x, y = torch.arange(8).reshape(4, 2), labels(4, 3)
+    if kind is nn.Embedding:
+        x, y = torch.arange(5), labels(5, 3)
+    before, home = table.detach().clone(), table.data_ptr()
+    found = bound.gradients(x, y)
+    with torch.inference_mode():
+        fabook.accuracy(net, x, y)
+    gradient_alignment(bound, x, y)
+    assert torch.equal(table, before)
+    assert table.data_ptr() == home
+    bound.backward(x, y)
+    assert not torch.equal(table, before)  # as the pass of an update does
+    for key, p in net.named_parameters():
+        assert torch.equal(p.grad, found[key])
 
 
 def test_alignment_is_plain_data():

@@ -12,7 +12,7 @@ from fabook.rules import BP, FA, RULES, UnsupportedModule
 from fabook.stack import Stack
 from fabook.streams import stream
 from no_stacks import UNSUPPORTED
-from rules_by_hand import L, S, autograd, close, fill, rand, total
+from rules_by_hand import C, L, S, autograd, close, fill, rand, total
 
 
 def network(dtype=torch.float64):
@@ -306,3 +306,275 @@ def test_one_activation_may_stand_in_two_places(device):
     _, want = autograd(copy.deepcopy(net), x, y, "cross_entropy", "mean", 1)
     for key, got in BP(net).gradients(x, y).items():
         close(got, want[key])
+
+
+# --- what a module between the layers reaches, and subclasses -------------------------------------
+
+
+class Tied(nn.Module):
+    """A decoder with the encoder's weight, hidden from registration."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.hidden = [encoder]
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.hidden[0].weight.t())
+
+
+class TiedLinear(nn.Linear):
+    def __init__(self, encoder):
+        nn.Module.__init__(self)
+        self.hidden, self.bias = [encoder], None
+
+    @property
+    def weight(self):
+        return self.hidden[0].weight.t()
+
+
+class Save(nn.Module):
+    def __init__(self, store, change):
+        super().__init__()
+        self.store, self.change = store, change
+
+    def forward(self, x):
+        self.store["h"] = self.change(x)
+        return x * 1
+
+
+class Add(nn.Module):
+    def __init__(self, store):
+        super().__init__()
+        self.store = store
+
+    def forward(self, x):
+        return x + self.store["h"]
+
+
+def skip(change):
+    store = {}
+    return S(L(5, 5), Save(store, change), nn.Tanh(), L(5, 5), Add(store), L(5, 3))
+
+
+def tied_to(kind):
+    encoder = L(5, 3)
+    return S(encoder, nn.Tanh(), kind(encoder), L(5, 3))
+
+
+class Whole(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+REACHING = {
+    "tied": lambda: tied_to(Tied),
+    "tied by a property": lambda: tied_to(TiedLinear),
+    "skip": lambda: skip(lambda h: h),
+    "skip, computed": lambda: skip(lambda h: 2 * h),
+}
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("name", REACHING)
+def test_a_module_that_reaches_outside_itself_is_refused_by_name(name, device):
+    net = fill(REACHING[name](), device)
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    for act in ("backward", "gradients"):
+        with pytest.raises(UnsupportedModule, match=r"(Tied|TiedLinear|Add) reaches outside.*one"):
+            getattr(BP(net), act)(x, y)
+    whole = BP(Whole(net))  # as the message says
+    whole.backward(x, y)
+    got = {k: p.grad.clone() for k, p in net.named_parameters()}
+    net.zero_grad()
+    nn.functional.cross_entropy(net(x), y).backward()
+    for key, p in net.named_parameters():
+        close(got[key], p.grad)
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_a_parameter_of_another_module_may_thaw(device):
+    net = fill(tied_to(Tied), device)
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    rule = BP(net)
+    net[0].requires_grad_(False)
+    rule.backward(x, y)
+    net[0].requires_grad_(True)
+    with pytest.raises(UnsupportedModule, match="Tied reaches outside itself"):
+        rule.backward(x, y)
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("change", [torch.detach, lambda h: h > 0])
+def test_what_has_no_gradient_may_be_kept_for_later(change, device):
+    net = fill(skip(change), device)
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    _, want = autograd(copy.deepcopy(net), x, y, "cross_entropy", "mean", 1)
+    for key, got in BP(net).gradients(x, y).items():
+        close(got, want[key])
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        mean, std = weight.mean((1, 2, 3), keepdim=True), weight.std((1, 2, 3), keepdim=True)
+        return super()._conv_forward(x, (weight - mean) / std, bias)
+
+
+class Positive(nn.Linear):
+    def __init__(self, n, m):
+        nn.Module.__init__(self)
+        self.raw = nn.Parameter(torch.empty(m, n))
+        self.bias = nn.Parameter(torch.empty(m))
+
+    @property
+    def weight(self):
+        return nn.functional.softplus(self.raw)
+
+
+class Doubled(nn.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class DoubledSequence(nn.Sequential):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Gained(nn.Linear):
+    def __init__(self, n, m):
+        super().__init__(n, m)
+        self.gain = nn.Parameter(torch.empty(m, n))
+
+
+class Plain(nn.Linear):
+    """Differs in how it is made alone."""
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+
+
+SUBCLASSES = {
+    "convolution": lambda: S(C(1, 4, 3), nn.Tanh(), Standardised(4, 3, 3), nn.Flatten(), L(12, 3)),
+    "property": lambda: S(nn.Flatten(), L(36, 4), nn.Tanh(), Positive(4, 3)),
+    "call": lambda: S(nn.Flatten(), L(36, 4), nn.Tanh(), Doubled(4, 3)),
+    "call of a sequence": lambda: S(nn.Flatten(), L(36, 4), DoubledSequence(nn.Tanh(), L(4, 3))),
+    "more parameters": lambda: S(nn.Flatten(), L(36, 4), nn.Tanh(), Gained(4, 3)),
+    "plain": lambda: S(nn.Flatten(), Plain(36, 4), nn.Tanh(), L(4, 3)),
+}
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("name", SUBCLASSES)
+def test_a_subclass_that_computes_something_else_is_no_layer_of_a_stack(name, device):
+    net = fill(SUBCLASSES[name](), device)
+    x, y = rand(7, 1, 6, 6).to(device), rand(7, low=3).to(device)
+    rule = BP(net)
+    assert rule.is_stack == (name == "plain")
+    rule.backward(x, y)
+    got = {k: p.grad for k, p in net.named_parameters() if p.grad is not None}
+    twin = copy.deepcopy(net).requires_grad_(True)
+    twin.zero_grad()
+    nn.functional.cross_entropy(twin(x), y).backward()
+    for key, p in twin.named_parameters():
+        assert (p.grad is None) == (key not in got)
+        if p.grad is not None:
+            close(got[key], p.grad)
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_a_weight_may_be_a_buffer(device):
+    """It stays what it is, and feedback stands in its place."""
+    net = fill(S(L(5, 6), nn.Tanh(), L(6, 3, False)), device)
+    weight = net[2].weight.detach()
+    del net[2].weight
+    net[2].register_buffer("weight", weight)
+    rule = FA(net, generator=stream(0, "f"))
+    assert rule.layers == ["0", "2"]
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    rule.backward(x, y)
+    h = torch.tanh(net[0](x))
+    e = (torch.softmax(h @ weight.t(), 1) - nn.functional.one_hot(y, 3)) / 7
+    close(net[0].weight.grad, ((e @ rule.matrix("0")) * (1 - h * h)).t() @ x)
+
+
+# --- hooks on parameters, and signals that are written to -----------------------------------------
+
+
+def zeroed(parameter):
+    return parameter.register_hook(lambda grad: grad * 0)
+
+
+def zeroed_afterwards(parameter):
+    def zero(p):
+        p.grad.zero_()
+
+    return parameter.register_post_accumulate_grad_hook(zero)
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("hook", [zeroed, zeroed_afterwards])
+def test_hooks_on_parameters_run_or_are_named(hook, device):
+    net = fill(S(L(5, 6), nn.Tanh(), L(6, 3)), device)
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    rule = FA(net, generator=stream(0, "f"))
+    handle = hook(net[0].weight)
+    for act in (rule.backward, rule.gradients, lambda x, y: rule.sgd_step(x, y, 0.1)):
+        with pytest.raises(RuntimeError, match=r"hooks on .* 'net\.0\.weight' .*take rule\(x\)"):
+            act(x, y)
+    nn.functional.cross_entropy(rule(x), y).backward()
+    assert not net[0].weight.grad.any()
+    again = FA(net, generator=stream(0, "f"))
+    with pytest.raises(UnsupportedModule, match=r"'0' \(Linear\) has hooks on a parameter"):
+        _ = again.stack
+    again.backward(x, y)
+    assert not net[0].weight.grad.any()
+    assert net[2].weight.grad.any()
+    handle.remove()
+    rule.backward(x, y)
+    assert net[0].weight.grad.any()
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_hooks_on_feedback_that_learns_are_named(device):
+    rule = RULES["KP"](fill(S(L(5, 6), L(6, 3)), device), generator=stream(0, "f"))
+    zeroed(rule.get_parameter("feedback_0"))
+    with pytest.raises(RuntimeError, match="feedback_0"):
+        rule.backward(rand(7, 5).to(device), rand(7, low=3).to(device))
+
+
+class Clamped(FA, label="clamped in place"):
+    def send(self, layer, delta, top):
+        return super().send(layer, delta.clamp_(-0.05, 0.05), top)
+
+
+class Turned(RULES["DFA"], label="turned in place"):
+    def send(self, layer, delta, top):
+        return super().send(layer, delta, top.neg_())
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("rule", [Clamped, Turned])
+def test_a_signal_that_send_writes_to_is_named(rule, device):
+    bound = rule(fill(S(L(5, 6), nn.Tanh(), L(6, 3)), device), generator=stream(0, "f"))
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    with pytest.raises(RuntimeError, match=r"send for layer '0' changed .* in place.*a copy"):
+        bound.backward(x, y)
+    with torch.inference_mode():
+        FA(bound.net, generator=stream(0, "f")).gradients(x, y)
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_where_nothing_passes_delta_has_no_numbers(device):
+    class Normed(RULES["DFA"], label="normed"):
+        def send(self, layer, delta, top):
+            return super().send(layer, delta, top) * delta.norm()
+
+    rule = Normed(fill(S(L(5, 6), nn.Tanh(), L(6, 3)), device), generator=stream(0, "f"))
+    x, y = rand(7, 5).to(device), rand(7, low=3).to(device)
+    rule.backward(x, y)
+    with pytest.raises(RuntimeError, match="meta"):
+        nn.functional.cross_entropy(rule(x), y).backward()
