@@ -563,7 +563,10 @@ class Rule(nn.Module):
         return value, error.movedim(-1, 1)
 
     def _is_map(self, output: Tensor, target: Tensor, loss: Loss) -> bool:
-        """Whether the classes are on axis 1, where labels have no axis and probabilities add up."""
+        """Whether the classes are on axis 1, where labels have no axis and probabilities add up.
+
+        A network without convolutions makes no maps: where both axes fit, they are on the last.
+        """
         if target.shape != output.shape:
             last = target.shape == output.shape[:-1]
             first = target.shape == output.shape[:1] + output.shape[2:] or not last
@@ -575,6 +578,10 @@ class Rule(nn.Module):
             if first and not last and type(self).from_top is not Rule.from_top:
                 raise ValueError(f"{type(self).__name__} sends probabilities of the last axis only")
         if last == first:
+            if not any(
+                isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in self.net.modules()
+            ):
+                return False
             raise ValueError(
                 f"a target {tuple(target.shape)} of outputs {tuple(output.shape)} does not say "
                 "whether the classes are on the last axis or on axis 1: give probabilities that "

@@ -436,6 +436,17 @@ def test_a_target_that_does_not_say_where_the_classes_are_is_refused(loss, targe
     stack = BP(fill(S(L(1, 4), nn.Tanh(), L(4, 5)), device))
     assert stack.backward(x.mT, y, loss=loss).isfinite()  # the layer at the top says it
 
+    class Sequence(nn.Sequential):  # off the stack, and without a convolution
+        def forward(self, x):
+            return super().forward(x)
+
+    sequence = Sequence(*stack.net)
+    rule = BP(sequence)
+    assert not rule.is_stack
+    torch.testing.assert_close(
+        rule.backward(x.mT, y, loss=loss), stack.backward(x.mT, y, loss=loss)
+    )
+
 
 def test_a_target_that_is_sent_has_its_classes_on_the_last_axis(device):
     net = fill(Maps(3), device)
