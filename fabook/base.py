@@ -485,10 +485,12 @@ class Rule(nn.Module):
         """The network's output; with gradients enabled, an output whose graph is the rule.
 
         Each such call is an update: ``criterion(rule(x), y).backward()`` adds to ``.grad`` what
-        :meth:`backward` writes.
+        :meth:`backward` writes. What a loss takes must be in the output: a tensor that the network
+        only keeps as an attribute has a graph of its own, on which the rule is not.
 
         Raises:
-            UnsupportedModule: names a parameter and the node where no feedback can be placed.
+            UnsupportedModule: names a parameter and the node where no feedback can be placed, or
+                an output in which there is no tensor.
             ValueError: the rule sends the target, which only :meth:`backward` has.
         """
         if not torch.is_grad_enabled():

@@ -52,8 +52,9 @@ _VIEWS = {
     for i in range(3)
 } | {"_TwinBackward"}
 # a weight in these is a gain or a table: the error passes by the node's own derivative
-_LOCAL = ("LayerNorm", "BatchNorm", "GroupNorm", "RmsNorm", "Embedding", "Prelu")
+_LOCAL = ("LayerNorm", "BatchNorm", "GroupNorm", "RmsNorm", "EmbeddingBackward", "Prelu")
 _LOOKUPS = ("Index", "Gather")
+_SUMMED = ("EmbeddingBagBackward0", "DotBackward0", "LinalgVecdotBackward0")  # a gain is no gain
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -75,7 +76,27 @@ def _replaced(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {key: _replaced(value, change) for key, value in tree.items()}
     if type(tree) in (list, tuple):
         return type(tree)(_replaced(value, change) for value in tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*[_replaced(value, change) for value in tree])
     return tree
+
+
+def _roots(output: Any) -> list[Any]:
+    """Where the graph of an output begins, be its tensors attributes of an object."""
+    found, seen, todo = [], set(), [output]
+    while todo:
+        tree = todo.pop()
+        if isinstance(tree, Tensor):
+            found += [] if tree.grad_fn is None else [tree.grad_fn]
+        elif id(tree) not in seen and not isinstance(tree, type | nn.Module):
+            seen.add(id(tree))
+            if isinstance(tree, Mapping):
+                todo += reversed([*tree.values()])
+            elif isinstance(tree, list | tuple):
+                todo += reversed(tree)
+            else:
+                todo += getattr(tree, "__dict__", {}).values()
+    return found
 
 
 def _ordered(roots: Sequence[Any]) -> dict[Any, int]:
@@ -228,7 +249,8 @@ class Transported(_Bound):
         carriers: names of weights seen to hand the error down to something that learns.
 
     Raises:
-        UnsupportedModule: names a compiled, scripted or uninitialised module.
+        UnsupportedModule: names a compiled, scripted or uninitialised module; when called, a
+            parameter for which no feedback can be placed, or an output without tensors.
     """
 
     def __init__(
@@ -258,9 +280,15 @@ class Transported(_Bound):
             with self._all_require_grad():
                 shown = _replaced([tuple(args), dict(kwargs or {})], lambda t: _shown(t, leaves))
                 output = call(*shown)
-        roots = [t.grad_fn for t in tensors(output) if t.grad_fn is not None]
-        if roots and self.weights:
+        roots = _roots(output) if self.weights else []
+        if roots:
             self._place(roots, leaves)
+        elif self.weights and torch.is_grad_enabled() and not any(True for _ in tensors(output)):
+            if any(p.requires_grad for p in self.net.parameters()):
+                raise UnsupportedModule(
+                    f"the network returns {type(output).__name__}, in which no graph is seen: "
+                    "return tensors, in tuples, lists or mappings"
+                )
         return output
 
     @property
@@ -368,10 +396,11 @@ class _Proof:
         self.gate: dict[Any, frozenset[str]] = {}  # the same, but for W times a constant
         self.learns: dict[Any, bool] = {}  # whether something below takes a gradient
         self.carriers: set[str] = set()
+        self.sums = {n.next_functions[0][0]: n for n in nodes if n.name() == "SumBackward1"}
 
     def plan(self) -> list[tuple[int, str, str]]:
         """Where to put which feedback: (node's place, key of the kept factor, weight's name)."""
-        self._classify(self._is_leaf)
+        self._classify(lambda n: self._is_leaf(n) or (not self.all_shown and self._is_fed(n)))
         if not any(self.data.values()):  # integers, or features from a part without gradients
             self._classify(self._is_first)
         if not any(self.data.values()):
@@ -404,6 +433,18 @@ class _Proof:
     def _is_first(self, node: Any) -> bool:
         places = _FACTORS.get(node.name(), ())
         return len(places) == 2 and node.next_functions[places[0][1]][0] is None
+
+    def _is_fed(self, node: Any) -> bool:
+        """Whether a weight acts on what no other made, as on data that the graph does not show."""
+        places = _FACTORS.get(node.name(), ())
+        if not places:
+            return False
+        place = 0 if node.name().startswith("Mkldnn") else places[0][1]  # which has two weights
+        below = node.next_functions[place][0]
+        return below is None or all(self._is_gain(name) for name in self.below[below])
+
+    def _is_gain(self, name: str) -> bool:
+        return sum(n > 1 for n in self.owner.weights[name].shape) < 2
 
     def _is_second(self, node: Any) -> bool:
         places = _FACTORS.get(node.name(), ())
@@ -496,14 +537,26 @@ class _Proof:
             source, _ = _source(child)
             direct = self.owner._by_id.get(id(getattr(source, "variable", None)))
             for name in sorted(below[child] - placed):
-                w = self.owner.weights[name]
-                gain = direct is not None and sum(n > 1 for n in w.shape) < 2
+                gain = direct is not None and self._is_gain(name)
+                gain = gain and not self._is_summed(node, child)
                 if kept and not gain and self._carries(node, child):
                     keeps = "keeps" if seen else "may keep"
                     what = "computed from it by " + source.name() if direct is None else "it"
                     raise self.owner.refusal(
                         name, node, f"which {keeps} {what}: no feedback can take its place there"
                     )
+
+    def _is_summed(self, node: Any, child: Any) -> bool:
+        """Whether a gain's products are summed along its own axis, so that it is a matrix."""
+        total = self.sums.get(node)
+        if total is None or node.name() != "MulBackward0":
+            return node.name() in _SUMMED
+        shape = getattr(
+            node, f"_saved_{'self' if node.next_functions[0][0] is child else 'other'}"
+        ).shape
+        n = len(total._saved_self_sym_sizes)
+        axes = {(d if d < n else d - 2**64) % n for d in total._saved_dim}  # unsigned
+        return any(k > 1 and i - len(shape) + n in axes for i, k in enumerate(shape))
 
     def _carries(self, node: Any, child: Any) -> bool:
         """Whether the error leaves a node through what it keeps of ``child``."""

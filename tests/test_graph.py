@@ -6,7 +6,9 @@ import pickle
 import random
 import sys
 import warnings
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1134,3 +1136,177 @@ def test_lightnings_loop_takes_the_steps_of_ours(label: str, tmp_path: Path) -> 
             optimizer.step()
     for a, b in zip(module.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+# --- what an audit found wrong in silence --------------------------------------------------------
+
+
+class Conditioned(nn.Module):
+    """Features of data by a row of a table, as a product or, ``how`` being "attend", a memory."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.norm, self.ids = how, nn.LayerNorm(3), nn.Embedding(7, 4)
+        self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, i: Tensor) -> Tensor:
+        e = self.ids(i)
+        h = self.b(torch.tanh(self.a(self.norm(x) if self.how == "norm" else x)))
+        if self.how == "attend":
+            return self.head(torch.softmax(e @ h.t(), -1) @ h)
+        return (h * e).sum(1, keepdim=True) if self.how == "dot" else self.head(h * e)
+
+
+class Film(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.e, self.head = nn.Embedding(7, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, i: Tensor) -> Tensor:
+        h = self.c2(torch.relu(self.c1(x))) * self.e(i)[:, :, None, None]
+        return self.head(torch.relu(h).mean((2, 3)))
+
+
+class Caption(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.t, self.head = nn.Linear(3, 8), nn.Embedding(9, 8), nn.Linear(8, 9)
+        self.d = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor, i: Tensor) -> Tensor:
+        return self.head(self.d(self.t(i), torch.tanh(self.v(x))))
+
+
+@pytest.mark.parametrize("how", ["product", "norm", "dot", "attend", "conv"])
+@pytest.mark.parametrize("label", ["FA", "uSF"])
+def test_data_and_a_row_of_a_table_meet_at_every_update(how: str, label: str) -> None:
+    torch.manual_seed(0)
+    net = (Film() if how == "conv" else Conditioned(how)).to(D)
+    rule = RULES[label](net, generator=gen())
+    oracle = with_feedback(net, rule.feedback)
+    x = torch.randn(5, 1, 6, 6, dtype=D) if how == "conv" else torch.randn(5, 3, dtype=D)
+    for _ in range(3):
+        net.zero_grad()
+        oracle.zero_grad()
+        rule(x, torch.arange(5)).square().sum().backward()
+        oracle(x, torch.arange(5)).square().sum().backward()
+        assert_same(grads(net), grads(oracle))
+
+
+def test_a_decoder_over_features_has_the_proven_gradient_at_every_update() -> None:
+    torch.manual_seed(0)
+    net = Caption().to(D)
+    rule = FA(net, generator=gen())
+    x, i = torch.randn(5, 6, 3, dtype=D), torch.randint(9, (5, 4))
+    found = []
+    for _ in range(3):
+        net.zero_grad()
+        rule(x, i).square().mean().backward()
+        found.append({n: g.clone() for n, g in grads(net).items()})
+    assert_same(found[1], found[0])
+    assert_same(found[2], found[0])
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_table_whose_rows_data_weigh_is_refused(width: int) -> None:
+    net = nn.Module()
+    net.q, net.v = nn.Linear(3, 4), nn.EmbeddingBag(4, width, mode="sum")
+    net.forward = lambda x, weighed: net.v(
+        torch.arange(4).repeat(len(x), 1), per_sample_weights=net.q(x) if weighed else None
+    )
+    rule = FA(net, generator=gen())
+    for _ in range(2):
+        rule(torch.randn(5, 3), False).sum().backward()
+    with pytest.raises(UnsupportedModule, match=r"'v\.weight' .*EmbeddingBagBackward0"):
+        rule(torch.randn(5, 3), True)
+    with pytest.raises(UnsupportedModule, match=r"'v\.weight' .*EmbeddingBagBackward0"):
+        FA(net, generator=gen())(torch.randn(5, 3), True)
+
+
+class _Slots:
+    __slots__ = ("logits",)
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+WRAPPED = {
+    "distribution": lambda z: torch.distributions.Categorical(logits=z),
+    "inner distribution": lambda z: SimpleNamespace(logits=SimpleNamespace(value=z)),
+    "object beside a tensor": lambda z: (z.detach(), SimpleNamespace(logits=z)),
+    "named tuple": lambda z: namedtuple("Named", "logits")(z),
+}
+
+
+def _logits(output: Any) -> Tensor:
+    found = getattr(output, "logits", None) if not type(output) is tuple else output[1].logits
+    return found if isinstance(found, Tensor) else found.value
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_an_output_that_is_an_object_has_the_rule_as_its_graph(how: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.a, net.b = nn.Linear(5, 6).to(D), nn.Linear(6, 3).to(D)
+    net.forward = lambda x: WRAPPED[how](net.b(torch.tanh(net.a(x))))
+    rule = FA(net, generator=gen())
+    x, y = torch.randn(7, 5, dtype=D), torch.randint(3, (7,))
+    for _ in range(2):
+        net.zero_grad()
+        F.cross_entropy(_logits(rule(x)), y).backward()
+        ours = {n: g.clone() for n, g in grads(net).items()}
+        net.zero_grad()
+        h = torch.tanh(net.a(x))
+        z = up_down(F.linear, h, net.b.weight, rule.feedback["b.weight"]) + net.b.bias
+        F.cross_entropy(z, y).backward()
+        assert_same(ours, grads(net))
+
+
+def test_an_output_without_a_tensor_is_refused() -> None:
+    net = nn.Module()
+    net.a, net.b = nn.Linear(5, 6), nn.Linear(6, 3)
+    net.forward = lambda x: _Slots(net.b(net.a(x)))
+    rule = FA(net, generator=gen())
+    with pytest.raises(UnsupportedModule, match="returns _Slots.*return tensors"):
+        rule(torch.randn(7, 5))
+    with torch.no_grad():
+        assert rule(torch.randn(7, 5)).logits.shape == (7, 3)
+    assert fabook.BP(net)(torch.randn(7, 5)).logits.requires_grad
+
+
+def test_an_input_in_a_named_tuple_is_shown_to_the_proof() -> None:
+    net = nn.Module()
+    net.a, net.b = nn.Linear(5, 3), nn.Linear(2, 4)
+    net.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    net.forward = lambda x, p: net.a(x) + net.normed(torch.tanh(net.b(p.c)))
+    p = namedtuple("P", "c d")(torch.randn(7, 2), None)
+    with pytest.raises(UnsupportedModule, match=r"original0.*AddmmBackward0.*WeightNorm"):
+        FA(net, generator=gen())(torch.randn(7, 5), p)
+
+
+SUMMED = {
+    "product": lambda h, w: (h * w).sum(-1),
+    "weight first": lambda h, w: (w * h).sum(1),
+    "a row": lambda h, w: (h * w[0]).sum(-1, keepdim=True),
+    "vecdot": lambda h, w: torch.linalg.vecdot(h, w),
+}
+
+
+@pytest.mark.parametrize("how", SUMMED)
+def test_a_matrix_of_one_row_that_is_written_as_a_sum_is_refused(how: str) -> None:
+    net = nn.Module()
+    net.a, net.w = nn.Linear(5, 4), nn.Parameter(torch.randn(1, 4))
+    net.forward = lambda x: SUMMED[how](torch.tanh(net.a(x)), net.w)
+    with pytest.raises(UnsupportedModule, match=r"'w' .*Backward0, which keeps it"):
+        FA(net, generator=gen())(torch.randn(7, 5))
+
+
+@pytest.mark.parametrize("end", [lambda h: h, lambda h: h.sum(0), lambda h: h.sum()])
+def test_a_gain_of_two_axes_is_none(end: Any) -> None:
+    net = nn.Module()
+    net.a, net.w, net.b = nn.Linear(5, 4), nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 4)
+    net.forward = lambda x: end(net.b(net.a(x)) * net.w)
+    rule = FA(net, generator=gen())
+    for _ in range(2):
+        rule(torch.randn(7, 5)).square().sum().backward()
