@@ -78,8 +78,8 @@ def _replaced(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {key: _replaced(value, change) for key, value in tree.items()}
     if type(tree) in (list, tuple):
         return type(tree)(_replaced(value, change) for value in tree)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)._make(_replaced(value, change) for value in tree)
+    if isinstance(tree, tuple) and (make := getattr(tree, "_make", None)):  # with names
+        return make(_replaced(value, change) for value in tree)
     return tree
 
 
