@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ._checks import HOW, choose
-from .graph import Cuts, Transported, block_shapes, check_module, default_places
+from .graph import Cuts, Transported, block_shapes, check_module, default_places, sent_whole
 from .losses import Loss, output_error
 from .networks import INITS, draw
 from .stack import Signal, Stack, UnsupportedModule, measuring, refuse, rows
@@ -77,9 +77,10 @@ class Rule(nn.Module):
     On an ``nn.Sequential`` (nested ones too) with ``nn.Linear`` and ``nn.Conv2d`` layers feedback
     is named by the layer that receives the signal. On any other network a rule of the weights has a
     B for each parameter of two axes or more, by the parameter's name, and puts it wherever the
-    graph keeps that parameter; a rule with a :meth:`send` of its own cuts the network into blocks
-    and is named by the block that receives. Blocks run once in a pass and have one path between
-    them.
+    graph keeps that parameter as a weight. A row of an ``nn.Embedding`` is data, whatever it is
+    used for; what is computed from a frozen weight is noticed at the first update alone. A rule
+    with a :meth:`send` of its own cuts the network into blocks and is named by the block that
+    receives. Blocks run once in a pass and have one path between them.
 
     Args:
         net: any module.
@@ -370,6 +371,8 @@ class Rule(nn.Module):
         weights = _matrices(self.net)
         if stack is not None:
             weights = {name: layer.weight for name, layer in stack.above.items()}
+        if vars(type(self)).get("_is_true"):
+            weights = {}  # nothing is replaced
         held = dict(zip(weights, self._held_parameters())) if self.learns else {}
         return Transported(self.net, weights, self.matrix, held)
 
@@ -496,10 +499,12 @@ class Rule(nn.Module):
         """The network's output; with gradients enabled, an output whose graph is the rule.
 
         Each such call is an update: ``criterion(rule(x), y).backward()`` adds to ``.grad`` what
-        :meth:`backward` writes.
+        :meth:`backward` writes. What a loss takes must be in the output: a tensor that the network
+        only keeps as an attribute has a graph of its own, on which the rule is not.
 
         Raises:
-            UnsupportedModule: names a parameter and the node where no feedback can be placed.
+            UnsupportedModule: names a parameter and the node where no feedback can be placed, or
+                an output in which there is no tensor.
             ValueError: the rule sends the target, which only :meth:`backward` has.
         """
         if not torch.is_grad_enabled():
@@ -526,7 +531,7 @@ class Rule(nn.Module):
 
     def _signal(self, block: str, sent: Tensor, h: Tensor) -> Tensor | None:
         """What arrives at a cut: position by position, or for a whole sample at once."""
-        whole = h.shape[:-1] != sent.shape[:-1]
+        whole = sent_whole(self.net, h, sent)
         if whole and h.shape[0] != sent.shape[0]:
             raise ValueError(
                 f"block {block!r} gives {tuple(h.shape)} and the network {tuple(sent.shape)}: the "

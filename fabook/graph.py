@@ -29,6 +29,7 @@ from .stack import UnsupportedModule, evaluating, unusable
 Matrix = Callable[[str], Tensor]
 Send = Callable[[str, Tensor, Tensor], Tensor | None]
 Places = dict[str, tuple[str, bool]]
+Plan = list[tuple[int, str, str]]
 
 # autograd's nodes that are linear in two factors: (name of the kept factor, its input) for each
 _FACTORS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -52,8 +53,10 @@ _VIEWS = {
     for i in range(3)
 } | {"_TwinBackward"}
 # a weight in these is a gain or a table: the error passes by the node's own derivative
-_LOCAL = ("LayerNorm", "BatchNorm", "GroupNorm", "RmsNorm", "Embedding", "Prelu")
+_LOCAL = ("LayerNorm", "BatchNorm", "GroupNorm", "RmsNorm", "EmbeddingBackward", "Prelu")
+_REARRANGED = "as a rearranged copy, for which no feedback can be laid out: use a view"
 _LOOKUPS = ("Index", "Gather")
+_SUMMED = ("EmbeddingBagBackward0", "DotBackward0", "LinalgVecdotBackward0")  # a gain is no gain
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -75,7 +78,27 @@ def _replaced(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {key: _replaced(value, change) for key, value in tree.items()}
     if type(tree) in (list, tuple):
         return type(tree)(_replaced(value, change) for value in tree)
+    if isinstance(tree, tuple) and (make := getattr(tree, "_make", None)):  # with names
+        return make(_replaced(value, change) for value in tree)
     return tree
+
+
+def _roots(output: Any) -> list[Any]:
+    """Where the graph of an output begins, be its tensors attributes of an object."""
+    found, seen, todo = [], set(), [output]
+    while todo:
+        tree = todo.pop()
+        if isinstance(tree, Tensor):
+            found += [] if tree.grad_fn is None else [tree.grad_fn]
+        elif id(tree) not in seen and not isinstance(tree, type | nn.Module):
+            seen.add(id(tree))
+            if isinstance(tree, Mapping):
+                todo += reversed([*tree.values()])
+            elif isinstance(tree, list | tuple):
+                todo += reversed(tree)
+            else:
+                todo += getattr(tree, "__dict__", {}).values()
+    return found
 
 
 def _ordered(roots: Sequence[Any]) -> dict[Any, int]:
@@ -105,6 +128,17 @@ def _source(node: Any) -> tuple[Any, bool]:
     return node, copied
 
 
+def _rearranged(node: Any) -> bool:
+    """Whether a clone was made of another layout, so that it need not have the weight's own."""
+    cloned = False
+    while node is not None and node.name() in _VIEWS:
+        cloned |= node.name().startswith("Clone")
+        if cloned and node.name().startswith(("TBack", "Transpose", "Permute", "AsStrided")):
+            return True
+        node = node.next_functions[0][0]
+    return False
+
+
 def _kept(node: Any) -> list[Tensor]:
     """The tensors that a node keeps for its way down."""
     found = [getattr(node, key) for key in dir(node) if key.startswith("_saved_")]
@@ -125,20 +159,37 @@ def _structure(order: Mapping[Any, int], leaf: Callable[[Any], str]) -> tuple[An
     return tuple(
         (node.name(), *[-1 if n is None else order[n] for n, _ in node.next_functions])
         if node.next_functions
-        else leaf(node)
+        else (leaf(node),)
         for node in order
     )
+
+
+def _hidden(structure: Sequence[tuple[Any, ...]]) -> list[tuple[int, str]]:
+    """Factors to which no node leads, as (node's place, key)."""
+    return [
+        (index, key)
+        for index, (name, *below) in enumerate(structure)
+        for key, place in _FACTORS.get(name, ())
+        if below[place] == -1
+    ]
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory, in one layout."""
+    places = [(t.storage_offset(), t.shape, t.stride()) for t in (one, other)]
+    return places[0] == places[1] and _storage(one) == _storage(other)
+
+
 def _is_part(kept: Tensor, weight: Tensor) -> bool:
     """Whether a tensor is a view into the memory of a weight."""
+    if _storage(kept) != _storage(weight):
+        return False
     first = kept.storage_offset() - weight.storage_offset()
-    last = sum((n - 1) * s for n, s in zip(weight.shape, weight.stride()))
-    return _storage(kept) == _storage(weight) and 0 <= first <= last
+    return 0 <= first <= sum((n - 1) * s for n, s in zip(weight.shape, weight.stride()))
 
 
 def _same_numbers(kept: Tensor, weight: Tensor) -> bool:
@@ -220,15 +271,16 @@ class Transported(_Bound):
     Args:
         net: any module.
         weights: the parameters that have feedback, by its name.
-        matrix: B of a name, of the shape of its weight; where it is the weight itself, nothing is
-            replaced.
+        matrix: B of a name, of the shape of its weight; as long as it is the weight itself,
+            nothing is replaced.
         learning: B as a parameter, by name, where it takes the gradient of its weight.
 
     Attributes:
         carriers: names of weights seen to hand the error down to something that learns.
 
     Raises:
-        UnsupportedModule: names a compiled, scripted or uninitialised module.
+        UnsupportedModule: names a compiled, scripted or uninitialised module; when called, a
+            parameter for which no feedback can be placed, or an output without tensors.
     """
 
     def __init__(
@@ -240,15 +292,18 @@ class Transported(_Bound):
     ) -> None:
         super().__init__(net)
         self.matrix = matrix
-        self.weights = {n: w for n, w in weights.items() if _storage(matrix(n)) != _storage(w)}
-        self.learning = {n: b for n, b in (learning or {}).items() if n in self.weights}
+        self.weights: dict[str, Tensor] = {}
+        self.learning: dict[str, Tensor] = {}
         self.carriers: set[str] = set()
-        self._by_id = {id(w): name for name, w in self.weights.items()}
-        self._plans: dict[Any, list[tuple[int, str, str]]] = {}
+        self._true, self._learning = dict(weights), learning or {}
+        self._by_id: dict[int, str] = {}
+        self._plans: dict[Any, tuple[list[tuple[int, str]], dict[Any, Plan]]] = {}
+        self._find_replaced()
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
         """The network's output, whose graph is the rule."""
         self.check()
+        self._find_replaced()
         leaves: list[Tensor] | None = None
         call = self._call()
         if self._plans or not self.weights or not torch.is_grad_enabled():
@@ -258,10 +313,28 @@ class Transported(_Bound):
             with self._all_require_grad():
                 shown = _replaced([tuple(args), dict(kwargs or {})], lambda t: _shown(t, leaves))
                 output = call(*shown)
-        roots = [t.grad_fn for t in tensors(output) if t.grad_fn is not None]
-        if roots and self.weights:
+        roots = _roots(output) if self.weights else []
+        if roots:
             self._place(roots, leaves)
+        elif self.weights and torch.is_grad_enabled() and next(tensors(output), None) is None:
+            self._refuse_output(output)
         return output
+
+    def _refuse_output(self, output: Any) -> None:
+        if any(p.requires_grad for p in self.net.parameters()):
+            raise UnsupportedModule(
+                f"the network returns {type(output).__name__}, in which no graph is seen: return "
+                "tensors, in tuples, lists or mappings"
+            )
+
+    def _find_replaced(self) -> None:
+        """A rule may begin with the weights themselves: what it replaces later is proven then."""
+        for name, w in [*self._true.items()]:
+            if not _is_same(self.matrix(name), w):
+                self.weights[name] = self._true.pop(name)
+                self._by_id[id(w)] = name
+                self.learning |= {n: b for n, b in self._learning.items() if n == name}
+                self._plans.clear()
 
     @property
     def seen(self) -> bool:
@@ -295,20 +368,54 @@ class Transported(_Bound):
     def _place(self, roots: Sequence[Any], leaves: Sequence[Tensor] | None) -> None:
         order = _ordered(roots)
         nodes = list(order)
-        signature = _structure(
+        structure = _structure(
             order, lambda n: self._by_id.get(id(getattr(n, "variable", None)), n.name())
         )
-        plan = self._plans.get((signature, bool(leaves)))
+        kind = structure, bool(leaves)
+        hidden, plans = self._plans.get(kind) or (_hidden(structure), {})
+        unseen = self._unseen(nodes, hidden)
+        plan = plans.get(named := tuple(unseen.items()))
         if plan is None:
-            proof = _Proof(self, nodes, leaves)
+            proof = _Proof(self, nodes, leaves, unseen)
             plan = proof.plan()
             self.carriers |= proof.carriers
-            if len(self._plans) > 64:  # recurrent networks have a graph for every length
-                self._plans.clear()
-            self._plans[signature, bool(leaves)] = plan
+            for known in (self._plans, plans):
+                if len(known) > 64:  # recurrent networks have a graph for every length
+                    known.clear()
+            plans[named] = plan
+            self._plans[kind] = hidden, plans
         sent: dict[tuple[str, torch.dtype], Tensor] = {}
         for index, key, name in plan:
             self._replace(nodes[index], key, name, sent)
+
+    def _unseen(
+        self, nodes: Sequence[Any], hidden: Sequence[tuple[int, str]]
+    ) -> dict[tuple[int, str], str]:
+        """Weights kept without gradient, detached or frozen and perhaps a copy, by place and key.
+
+        They are named at every update, as the structure of the graph does not tell them apart.
+        """
+        stores: dict[int, list[str]] = {}
+        frozen: dict[int, list[str]] = {}
+        for name, w in self.weights.items() if hidden else ():
+            stores.setdefault(_storage(w), []).append(name)
+            if not w.requires_grad:
+                frozen.setdefault(w.numel(), []).append(name)
+        found = {}
+        for index, key in hidden:
+            if (kept := getattr(nodes[index], f"_saved_{key}")) is None:
+                continue
+            names = [n for n in stores.get(_storage(kept), ()) if _is_part(kept, self.weights[n])]
+            if not names:
+                alike = frozen.get(kept.numel(), ())
+                names = [n for n in alike if _same_numbers(kept, self.weights[n])]
+                if len(names) > 1:
+                    other = self._names[id(self.weights[names[1]])]
+                    why = f"as a copy that could be one of {other!r} as well: both are frozen and"
+                    raise self.refusal(names[0], nodes[index], f"{why} equal")
+            if names:
+                found[index, key] = names[0]
+        return found
 
     def _replace(
         self, node: Any, key: str, name: str, sent: dict[tuple[str, torch.dtype], Tensor]
@@ -322,6 +429,8 @@ class Transported(_Bound):
                 laid = torch.empty_strided(w.shape, w.stride(), dtype=b.dtype, device=w.device)
                 b = laid.copy_(b)
             sent[name, kept.dtype] = b
+        if kept.numel() != w.numel() and _storage(kept) != _storage(w):
+            raise self.refusal(name, node, _REARRANGED)  # a part, where all was copied before
         b = sent[name, kept.dtype]
         start = w.storage_offset() if _storage(kept) == _storage(w) else 0
         offset = kept.storage_offset() - start + b.storage_offset()
@@ -355,12 +464,19 @@ class _Proof:
 
     Each node is classified: does it depend on data, and if not, on which weights? Where data meet
     something computed from weights alone, in a node that keeps tensors, the weight must be placed.
+
+    Two things are out of sight: a row of a table (``nn.Embedding``) is data, also where it is used
+    as a weight, and what is computed from a frozen weight is only seen in the first graph.
     """
 
     def __init__(
-        self, owner: Transported, nodes: list[Any], leaves: Sequence[Tensor] | None
+        self,
+        owner: Transported,
+        nodes: list[Any],
+        leaves: Sequence[Tensor] | None,
+        unseen: Mapping[tuple[int, str], str],
     ) -> None:
-        self.owner, self.nodes = owner, nodes
+        self.owner, self.nodes, self.unseen = owner, nodes, unseen
         self.leaves = {id(leaf) for leaf in leaves or ()}
         self.all_shown = leaves is not None  # frozen weights too
         self.data: dict[Any, bool] = {}
@@ -368,10 +484,11 @@ class _Proof:
         self.gate: dict[Any, frozenset[str]] = {}  # the same, but for W times a constant
         self.learns: dict[Any, bool] = {}  # whether something below takes a gradient
         self.carriers: set[str] = set()
+        self.sums = {n.next_functions[0][0]: n for n in nodes if n.name() == "SumBackward1"}
 
-    def plan(self) -> list[tuple[int, str, str]]:
+    def plan(self) -> Plan:
         """Where to put which feedback: (node's place, key of the kept factor, weight's name)."""
-        self._classify(self._is_leaf)
+        self._classify(lambda n: self._is_leaf(n) or (not self.all_shown and self._is_fed(n)))
         if not any(self.data.values()):  # integers, or features from a part without gradients
             self._classify(self._is_first)
         if not any(self.data.values()):
@@ -404,6 +521,18 @@ class _Proof:
     def _is_first(self, node: Any) -> bool:
         places = _FACTORS.get(node.name(), ())
         return len(places) == 2 and node.next_functions[places[0][1]][0] is None
+
+    def _is_fed(self, node: Any) -> bool:
+        """Whether a weight acts on what no other made, as on data that the graph does not show."""
+        places = _FACTORS.get(node.name(), ())
+        if not places:
+            return False
+        place = 0 if node.name().startswith("Mkldnn") else places[0][1]  # which has two weights
+        below = node.next_functions[place][0]
+        return below is None or all(self._is_gain(name) for name in self.below[below])
+
+    def _is_gain(self, name: str) -> bool:
+        return sum(n > 1 for n in self.owner.weights[name].shape) < 2
 
     def _is_second(self, node: Any) -> bool:
         places = _FACTORS.get(node.name(), ())
@@ -446,40 +575,42 @@ class _Proof:
                     "of its own it could be placed"
                 )
 
-    def _placed(self, index: int, node: Any) -> list[tuple[int, str, str]]:
+    def _placed(self, index: int, node: Any) -> Plan:
         found = []
+        names = self._factors(index, node)
         for key, place in _FACTORS.get(node.name(), ()):
-            below, copied = _source(node.next_functions[place][0])
-            name = self.owner._by_id.get(id(getattr(below, "variable", None)))
-            if name is None and below is not None:
+            name, below = names[key], node.next_functions[place][0]
+            if name is None or (kept := getattr(node, f"_saved_{key}")) is None:
                 continue
-            kept = getattr(node, f"_saved_{key}")
-            if kept is None:
-                continue
-            name = name or self._name_unseen(kept, node)
-            if name is None:
-                continue
-            if copied and not _same_numbers(kept, self.owner.weights[name]):
-                why = "as a rearranged copy, for which no feedback can be laid out: use a view"
-                raise self.owner.refusal(name, node, why)
+            copied = _source(below)[1]
+            if copied and (_rearranged(below) or not _same_numbers(kept, self.owner.weights[name])):
+                raise self.owner.refusal(name, node, _REARRANGED)
             others = [n for i, (n, _) in enumerate(node.next_functions) if i != place]
             if any(self.learns[n] and self.data[n] for n in others if n is not None):
                 self.carriers.add(name)
             found.append((index, key, name))
         return found
 
-    def _name_unseen(self, kept: Tensor, node: Any) -> str | None:
-        """The weight that is kept without gradient: detached, or frozen and perhaps a copy."""
-        weights = self.owner.weights.items()
-        if name := next((n for n, w in weights if _is_part(kept, w)), None):
-            return name
-        frozen = [(n, w) for n, w in weights if not w.requires_grad and w.numel() == kept.numel()]
-        alike = [n for n, w in frozen if _same_numbers(kept, w)]
-        if len(alike) > 1:
-            other = self.owner._names[id(self.owner.weights[alike[1]])]
-            why = f"as a copy that could be one of {other!r} as well: both are frozen and equal"
-            raise self.owner.refusal(alike[0], node, why)
-        return alike[0] if alike else None
+    def _factors(self, index: int, node: Any) -> dict[str, str | None]:
+        """The weight that each factor of a node is, but for one that a layer takes as its input."""
+        names: dict[str, str | None] = {}
+        for key, place in _FACTORS.get(node.name(), ()):
+            source, _ = _source(node.next_functions[place][0])
+            shown = self.owner._by_id.get(id(getattr(source, "variable", None)))
+            names[key] = shown or self.unseen.get((index, key))
+        if None in names.values() or len(names) < 2 or node.name().startswith("Mkldnn"):
+            return names
+        (first, name), (second, other) = names.items()
+        if name == other:  # W W^T is no layer
+            return {first: None, second: None}
+        kept = getattr(node, f"_saved_{first}") is not None
+        if kept and node.name() != "LinearBackward0" and self._is_turned(node):
+            parameter = self.owner._names[id(self.owner.weights[str(other)])]
+            why = (
+                f"with {parameter!r}: which is the weight cannot be told, write F.linear(input, w)"
+            )
+            raise self.owner.refusal(str(name), node, why)
+        return {first: None, second: other}
 
     def _check(self, node: Any, placed: set[str]) -> None:
         """Refuse a node in which data meet a weight that is kept and was not replaced."""
@@ -496,14 +627,26 @@ class _Proof:
             source, _ = _source(child)
             direct = self.owner._by_id.get(id(getattr(source, "variable", None)))
             for name in sorted(below[child] - placed):
-                w = self.owner.weights[name]
-                gain = direct is not None and sum(n > 1 for n in w.shape) < 2
+                gain = direct is not None and self._is_gain(name)
+                gain = gain and not self._is_summed(node, child)
                 if kept and not gain and self._carries(node, child):
                     keeps = "keeps" if seen else "may keep"
                     what = "computed from it by " + source.name() if direct is None else "it"
                     raise self.owner.refusal(
                         name, node, f"which {keeps} {what}: no feedback can take its place there"
                     )
+
+    def _is_summed(self, node: Any, child: Any) -> bool:
+        """Whether a gain's products are summed along its own axis, so that it is a matrix."""
+        total = self.sums.get(node)
+        if total is None or node.name() != "MulBackward0":
+            return node.name() in _SUMMED
+        shape = getattr(
+            node, f"_saved_{'self' if node.next_functions[0][0] is child else 'other'}"
+        ).shape
+        n = len(total._saved_self_sym_sizes)
+        axes = {(d if d < n else d - 2**64) % n for d in total._saved_dim or ()}  # unsigned
+        return any(k > 1 and i - len(shape) + n in axes for i, k in enumerate(shape))
 
     def _carries(self, node: Any, child: Any) -> bool:
         """Whether the error leaves a node through what it keeps of ``child``."""
@@ -708,13 +851,25 @@ def _trial(cuts: Cuts, example: Any) -> tuple[Tensor, dict[str, Tensor]]:
 def block_shapes(cuts: Cuts, example: Any) -> dict[str, tuple[int, int]]:
     """The shape (n_l, n_top) of each receiver's feedback, in the order in which they run.
 
-    A block whose output has the axes of the network's before the last one is sent to position by
-    position, any other a whole sample at once. Nothing of the network changes.
+    Nothing of the network changes.
     """
     output, hidden = _trial(cuts, example)
     shapes = {}
     for name, h in hidden.items():
-        by_position = h.shape[:-1] == output.shape[:-1]
-        n_top = output.shape[-1] if by_position else output[0].numel()
-        shapes[name] = (h.shape[-1] if by_position else h[0].numel(), n_top)
+        whole = sent_whole(cuts.net, h, output)
+        n_top = output[0].numel() if whole else output.shape[-1]
+        shapes[name] = (h[0].numel() if whole else h.shape[-1], n_top)
     return shapes
+
+
+def sent_whole(net: nn.Module, h: Tensor, output: Tensor) -> bool:
+    """Whether a block is sent to a whole sample at once.
+
+    A block whose output has the axes of the network's before the last one is sent to position by
+    position, but for maps of convolutions with as many channels as there are classes.
+    """
+    if h.shape == output.shape and h.ndim > 2:
+        kinds = {type(module) for module in net.modules()}
+        if any(issubclass(kind, nn.modules.conv._ConvNd) for kind in kinds):
+            return h.ndim > 3 or not any(issubclass(kind, nn.Linear) for kind in kinds)
+    return h.shape[:-1] != output.shape[:-1]

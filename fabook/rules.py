@@ -54,6 +54,8 @@ class BP(Rule, label="BP", colour="#000000", law="weight", linear=True):
         (torch.Size([3, 4]), {})
     """
 
+    _is_true = True  # matrix is the weight at every update
+
     def matrix(self, layer: str) -> Tensor:
         return self.weight(layer)
 

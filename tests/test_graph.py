@@ -6,7 +6,9 @@ import pickle
 import random
 import sys
 import warnings
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1134,3 +1136,402 @@ def test_lightnings_loop_takes_the_steps_of_ours(label: str, tmp_path: Path) -> 
             optimizer.step()
     for a, b in zip(module.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+# --- what an audit found wrong in silence --------------------------------------------------------
+
+
+class Conditioned(nn.Module):
+    """Features of data by a row of a table, as a product or, ``how`` being "attend", a memory."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.norm, self.ids = how, nn.LayerNorm(3), nn.Embedding(7, 4)
+        self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, i: Tensor) -> Tensor:
+        e = self.ids(i)
+        h = self.b(torch.tanh(self.a(self.norm(x) if self.how == "norm" else x)))
+        if self.how == "attend":
+            return self.head(torch.softmax(e @ h.t(), -1) @ h)
+        return (h * e).sum(1, keepdim=True) if self.how == "dot" else self.head(h * e)
+
+
+class Film(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.e, self.head = nn.Embedding(7, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, i: Tensor) -> Tensor:
+        h = self.c2(torch.relu(self.c1(x))) * self.e(i)[:, :, None, None]
+        return self.head(torch.relu(h).mean((2, 3)))
+
+
+class Caption(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.t, self.head = nn.Linear(3, 8), nn.Embedding(9, 8), nn.Linear(8, 9)
+        self.d = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor, i: Tensor) -> Tensor:
+        return self.head(self.d(self.t(i), torch.tanh(self.v(x))))
+
+
+@pytest.mark.parametrize("how", ["product", "norm", "dot", "attend", "conv"])
+@pytest.mark.parametrize("label", ["FA", "uSF"])
+def test_data_and_a_row_of_a_table_meet_at_every_update(how: str, label: str) -> None:
+    torch.manual_seed(0)
+    net = (Film() if how == "conv" else Conditioned(how)).to(D)
+    rule = RULES[label](net, generator=gen())
+    oracle = with_feedback(net, rule.feedback)
+    x = torch.randn(5, 1, 6, 6, dtype=D) if how == "conv" else torch.randn(5, 3, dtype=D)
+    for _ in range(3):
+        net.zero_grad()
+        oracle.zero_grad()
+        rule(x, torch.arange(5)).square().sum().backward()
+        oracle(x, torch.arange(5)).square().sum().backward()
+        assert_same(grads(net), grads(oracle))
+
+
+def test_a_decoder_over_features_has_the_proven_gradient_at_every_update() -> None:
+    torch.manual_seed(0)
+    net = Caption().to(D)
+    rule = FA(net, generator=gen())
+    x, i = torch.randn(5, 6, 3, dtype=D), torch.randint(9, (5, 4))
+    found = []
+    for _ in range(3):
+        net.zero_grad()
+        rule(x, i).square().mean().backward()
+        found.append({n: g.clone() for n, g in grads(net).items()})
+    assert_same(found[1], found[0])
+    assert_same(found[2], found[0])
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_table_whose_rows_data_weigh_is_refused(width: int) -> None:
+    net = nn.Module()
+    net.q, net.v = nn.Linear(3, 4), nn.EmbeddingBag(4, width, mode="sum")
+    net.forward = lambda x, weighed: net.v(
+        torch.arange(4).repeat(len(x), 1), per_sample_weights=net.q(x) if weighed else None
+    )
+    rule = FA(net, generator=gen())
+    for _ in range(2):
+        rule(torch.randn(5, 3), False).sum().backward()
+    with pytest.raises(UnsupportedModule, match=r"'v\.weight' .*EmbeddingBagBackward0"):
+        rule(torch.randn(5, 3), True)
+    with pytest.raises(UnsupportedModule, match=r"'v\.weight' .*EmbeddingBagBackward0"):
+        FA(net, generator=gen())(torch.randn(5, 3), True)
+
+
+class _Slots:
+    __slots__ = ("logits",)
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+WRAPPED = {
+    "distribution": lambda z: torch.distributions.Categorical(logits=z),
+    "inner distribution": lambda z: SimpleNamespace(logits=SimpleNamespace(value=z)),
+    "object beside a tensor": lambda z: (z.detach(), SimpleNamespace(logits=z)),
+    "named tuple": lambda z: namedtuple("Named", "logits")(z),
+}
+
+
+def _logits(output: Any) -> Tensor:
+    found = getattr(output, "logits", None) if type(output) is not tuple else output[1].logits
+    return found if isinstance(found, Tensor) else found.value
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_an_output_that_is_an_object_has_the_rule_as_its_graph(how: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.a, net.b = nn.Linear(5, 6).to(D), nn.Linear(6, 3).to(D)
+    net.forward = lambda x: WRAPPED[how](net.b(torch.tanh(net.a(x))))
+    rule = FA(net, generator=gen())
+    x, y = torch.randn(7, 5, dtype=D), torch.randint(3, (7,))
+    for _ in range(2):
+        net.zero_grad()
+        F.cross_entropy(_logits(rule(x)), y).backward()
+        ours = {n: g.clone() for n, g in grads(net).items()}
+        net.zero_grad()
+        h = torch.tanh(net.a(x))
+        z = up_down(F.linear, h, net.b.weight, rule.feedback["b.weight"]) + net.b.bias
+        F.cross_entropy(z, y).backward()
+        assert_same(ours, grads(net))
+
+
+def test_an_output_without_a_tensor_is_refused() -> None:
+    net = nn.Module()
+    net.a, net.b = nn.Linear(5, 6), nn.Linear(6, 3)
+    net.forward = lambda x: _Slots(net.b(net.a(x)))
+    rule = FA(net, generator=gen())
+    with pytest.raises(UnsupportedModule, match=r"returns _Slots.*return tensors"):
+        rule(torch.randn(7, 5))
+    with torch.no_grad():
+        assert rule(torch.randn(7, 5)).logits.shape == (7, 3)
+    assert fabook.BP(net)(torch.randn(7, 5)).logits.requires_grad
+
+
+def test_an_input_in_a_named_tuple_is_shown_to_the_proof() -> None:
+    net = nn.Module()
+    net.a, net.b = nn.Linear(5, 3), nn.Linear(2, 4)
+    net.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    net.forward = lambda x, p: net.a(x) + net.normed(torch.tanh(net.b(p.c)))
+    p = namedtuple("P", "c d")(torch.randn(7, 2), None)
+    with pytest.raises(UnsupportedModule, match=r"original0.*AddmmBackward0.*WeightNorm"):
+        FA(net, generator=gen())(torch.randn(7, 5), p)
+
+
+SUMMED = {
+    "product": lambda h, w: (h * w).sum(-1),
+    "weight first": lambda h, w: (w * h).sum(1),
+    "a row": lambda h, w: (h * w[0]).sum(-1, keepdim=True),
+    "vecdot": lambda h, w: torch.linalg.vecdot(h, w),
+}
+
+
+@pytest.mark.parametrize("how", SUMMED)
+def test_a_matrix_of_one_row_that_is_written_as_a_sum_is_refused(how: str) -> None:
+    net = nn.Module()
+    net.a, net.w = nn.Linear(5, 4), nn.Parameter(torch.randn(1, 4))
+    net.forward = lambda x: SUMMED[how](torch.tanh(net.a(x)), net.w)
+    with pytest.raises(UnsupportedModule, match=r"'w' .*Backward0, which keeps it"):
+        FA(net, generator=gen())(torch.randn(7, 5))
+
+
+@pytest.mark.parametrize("end", [lambda h: h, lambda h: h.sum(0), lambda h: h.sum()])
+def test_a_gain_of_two_axes_is_none(end: Any) -> None:
+    net = nn.Module()
+    net.a, net.w, net.b = nn.Linear(5, 4), nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 4)
+    net.forward = lambda x: end(net.b(net.a(x)) * net.w)
+    rule = FA(net, generator=gen())
+    for _ in range(2):
+        rule(torch.randn(7, 5)).square().sum().backward()
+
+
+class Frozen(nn.Module):
+    """One of three frozen layers, or a buffer of their shape, between two that learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.e = nn.ModuleList([nn.Linear(4, 4, bias=False) for _ in range(3)])
+        self.e.requires_grad_(False)
+        self.register_buffer("buffer", torch.randn(4, 4))
+
+    def forward(self, x: Tensor, i: int | None) -> Tensor:
+        w = self.buffer if i is None else self.e[i].weight
+        return self.o(torch.tanh(F.linear(self.a(x), w)))
+
+
+@pytest.mark.parametrize("order", [(0, 0, 1, 2, 0), (0, 1, None, 1), (None, None, 0, 1)])
+@pytest.mark.parametrize("half", [False, True])
+def test_each_frozen_weight_has_its_own_feedback(order: tuple[int | None, ...], half: bool) -> None:
+    torch.manual_seed(0)
+    net = Frozen().to(torch.float32 if half else D)
+    rule = FA(net, generator=gen())
+    x = torch.randn(7, 5).to(net.a.weight)
+    for i in order:
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = rule(x, i).to(x)
+        output.square().sum().backward()
+        ours = {n: g.clone() for n, g in grads(net).items()}
+        net.zero_grad()
+        b, h = rule.feedback, net.a(x)
+        h = F.linear(h, net.buffer) if i is None else up_down(
+            F.linear, h, net.e[i].weight, b[f"e.{i}.weight"]
+        )  # fmt: skip
+        output = up_down(F.linear, torch.tanh(h), net.o.weight, b["o.weight"]) + net.o.bias
+        output.square().sum().backward()
+        for name, g in grads(net).items():
+            assert F.cosine_similarity(ours[name].flatten(), g.flatten(), 0) > 0.999
+            if not half:
+                torch.testing.assert_close(ours[name], g, rtol=1e-12, atol=1e-12)
+
+
+def test_a_part_of_a_weight_is_not_taken_for_the_copy_of_all_of_it() -> None:
+    net = nn.Module()
+    net.a, net.w = nn.Linear(5, 4), nn.Parameter(torch.randn(4, 4))
+    net.forward = lambda x, n: torch.tanh(net.a(x))[:, :n] @ net.w[:, :n].t()
+    rule = FA(net, generator=gen())
+    with torch.autocast("cpu", torch.bfloat16):
+        rule(torch.randn(7, 5), 4)
+        rule(torch.randn(7, 5), 4)
+        with pytest.raises(UnsupportedModule, match=r"'w' .*rearranged copy"):
+            rule(torch.randn(7, 5), 2)
+
+
+@pytest.mark.parametrize("learns", ["both", "weight", "table"])
+def test_a_parameter_that_a_layer_takes_is_an_input(learns: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.a, net.p, net.o = nn.Linear(5, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+    net.pos = nn.Parameter(torch.randn(4, 3))
+    net.forward = lambda x: net.o(torch.tanh(net.a(x) + net.p(net.pos)))
+    net.to(D)
+    net.pos.requires_grad_(learns != "weight")
+    net.p.weight.requires_grad_(learns != "table")
+    rule, x = FA(net, generator=gen()), torch.randn(7, 4, 5, dtype=D)
+    for _ in range(2):
+        net.zero_grad()
+        rule(x).square().sum().backward()
+        ours = {n: g.clone() for n, g in grads(net).items()}
+        net.zero_grad()
+
+        def layer(name: str, h: Tensor) -> Tensor:
+            w, b = net.get_parameter(f"{name}.weight"), rule.feedback[f"{name}.weight"]
+            return up_down(F.linear, h, w, b) + net.get_parameter(f"{name}.bias")
+
+        layer("o", torch.tanh(layer("a", x) + layer("p", net.pos))).square().sum().backward()
+        assert_same(ours, grads(net))
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.RNN, nn.LSTM])
+def test_a_learned_first_state_is_an_input(kind: type) -> None:
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.c, net.h0 = kind(3, 4).to(D), nn.Parameter(torch.zeros(1, 4, dtype=D))
+
+    def forward(x: Tensor) -> Tensor:
+        h = net.h0.expand(len(x), -1)
+        if kind is nn.RNNCell:
+            return net.c(x, h)
+        h = h[None].contiguous()
+        return net.c(x[None], (h, torch.zeros_like(h)) if kind is nn.LSTM else h)[0]
+
+    net.forward = forward
+    rule, x = FA(net, generator=gen()), torch.randn(6, 3, dtype=D)
+    for _ in range(2):
+        net.zero_grad()
+        rule(x).square().sum().backward()
+        ours = {n: g.clone() for n, g in grads(net).items()}
+        net.zero_grad()
+        net(x).square().sum().backward()  # one step: but for h0, all is above its weight
+        hh = next(n for n in ours if "weight_hh" in n)
+        assert not ours[hh].any()
+        first, true = ours.pop("h0"), grads(net)
+        assert (first - true.pop("h0")).abs().max() > 1e-3
+        assert_same(ours, true)
+
+
+def test_a_product_of_two_parameters_is_refused_or_true() -> None:
+    net = nn.Module()
+    net.a, net.u, net.v = nn.Linear(5, 4), *(nn.Parameter(torch.randn(4, 4)) for _ in "uv")
+    net.forward = lambda x: net.a(x) + net.u @ net.v
+    with pytest.raises(UnsupportedModule, match=r"'u' .*MmBackward0.*with 'v'.*write F.linear"):
+        FA(net, generator=gen())(torch.randn(4, 5))
+    net.forward = lambda x: (net.a(x), (net.u @ net.u.t() - 1).square().sum())
+    for how in (FA, fabook.BP):
+        net.zero_grad()
+        how(net, generator=gen())(torch.randn(4, 5))[1].backward()
+        torch.testing.assert_close(
+            net.u.grad, 4 * (net.u @ net.u.t() - 1).detach() @ net.u.detach()
+        )
+
+
+class Warm(FA, label="warm"):
+    """Backpropagation at the first update."""
+
+    updates = 0
+
+    def refresh(self) -> None:
+        self.updates += 1
+
+    def matrix(self, layer: str) -> Tensor:
+        return self.weight(layer) if self.updates <= 1 else self.drawn(layer)
+
+
+class WarmKP(fabook.KolenPollack, label="warm KP"):
+    updates = 0
+    refresh, matrix = Warm.refresh, Warm.matrix
+
+
+class Turned(FA, label="turned"):
+    def matrix(self, layer: str) -> Tensor:
+        w = self.weight(layer)
+        return w.t() if w.shape[0] == w.shape[1] else w
+
+
+@pytest.mark.parametrize("kind", [Warm, WarmKP, Turned])
+@pytest.mark.parametrize("wrap", [Wrapped, lambda stack: stack])
+def test_whether_the_matrix_is_the_weight_is_asked_at_every_update(kind: Any, wrap: Any) -> None:
+    torch.manual_seed(0)
+    stack = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6)).to(D)
+    net = wrap(stack)
+    rule, other = kind(net, generator=gen()), kind(net, generator=gen())
+    x, y = torch.randn(7, 5, dtype=D), torch.randint(3, (7,))
+    for update in range(3):
+        rule.backward(x, y)
+        ours = named(net)
+        net.zero_grad()
+        F.cross_entropy(other(x), y).backward()
+        loop = named(net)
+        w, b = stack[2].weight, rule.matrix(rule.receivers[-1])
+        assert torch.equal(w, b) == (update == 0 and kind is not Turned)
+        net.zero_grad()
+        z = up_down(F.linear, torch.tanh(stack[0](x)), w, b.detach()) + stack[2].bias
+        F.cross_entropy(z, y).backward()
+        assert_same(ours, named(net))
+        assert_same(loop, named(net))
+
+
+REARRANGED = {
+    "contiguous": (lambda w: torch.eye(4), lambda h, w: h @ w.t().contiguous()),
+    "tokens": (lambda w: torch.zeros(4, 4), lambda h, w: h @ w.t().contiguous()),
+    "einsum": (
+        lambda w: torch.zeros(2, 4, 3),
+        lambda h, w: torch.einsum("bnd,hdk->bhnk", h[None], w),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REARRANGED)
+@pytest.mark.parametrize("label", ["FA", "uSF", "KP"])
+def test_a_rearranged_copy_of_symmetric_numbers_is_refused(name: str, label: str) -> None:
+    start, f = REARRANGED[name]
+    net = nn.Module()
+    net.e, net.w = nn.Embedding(9, 4), nn.Parameter(start(None))
+    net.forward = lambda i: f(net.e(i), net.w)
+    with pytest.raises(UnsupportedModule, match=r"'w' .*rearranged copy"):
+        RULES[label](net, generator=gen())(torch.arange(5))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_copy_in_half_precision_of_equal_numbers_is_placed(frozen: bool) -> None:
+    net = nn.Module()
+    net.a, net.w = nn.Linear(5, 4), nn.Parameter(torch.zeros(4, 4), requires_grad=not frozen)
+    net.forward = lambda x: torch.tanh(net.a(x)) @ net.w.t()
+    rule, x = FA(net, generator=gen()), torch.randn(7, 5)
+    for _ in range(2):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = rule(x)
+        output.float().sum().backward()
+        h = torch.tanh(net.a(x))
+        want = ((1 - h**2) * rule.feedback["w"].sum(0)).t() @ x
+        got = net.a.weight.grad
+        assert F.cosine_similarity(got.flatten(), want.flatten(), 0) > 0.999
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_maps_are_sent_to_whole_whatever_their_channels(channels: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.a, net.b = nn.Conv2d(1, channels, 3, padding=1), nn.Conv2d(channels, 3, 3, padding=1)
+    net.forward = lambda x: net.b(torch.tanh(net.a(x)))
+    net.to(D)
+    x = torch.randn(2, 1, 5, 5, dtype=D)
+    rule = fabook.DFA(net, example=x, generator=gen())
+    assert {n: tuple(f.shape) for n, f in rule.feedback.items()} == {"a": (25 * channels, 75)}
+    rule(x).square().sum().backward()
+    ours = {n: g.clone() for n, g in grads(net).items()}
+    net.zero_grad()
+    h = torch.tanh(net.a(x))
+    z = net.b(h.detach())
+    z.square().sum().backward()
+    h.backward((2 * z.detach().flatten(1) @ rule.feedback["a"].t()).reshape(h.shape))
+    assert_same(ours, grads(net))
