@@ -138,6 +138,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     grid = sweep.plan(root, arguments.name, _values(arguments), out=out, **_options(arguments))
     if arguments.plot is not None and not grid.axes:
         raise ValueError("--plot draws over a swept parameter, and none was given with -p")
+    if arguments.plot:
+        from bookkit import picture
+
+        picture.chosen(picture.claimed(root, grid.jobs[0].notebook), arguments.plot)
     with report.Progress(len(grid.jobs), brief=True) as progress:
         options = {"n_jobs": arguments.jobs, "scheduler": _scheduler(arguments)}
         outcomes, rows = sweep.run(grid, report=progress, **options)
