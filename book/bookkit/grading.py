@@ -2,8 +2,8 @@
 
 Each is graded by `bookkit.otter_worker` in a process of its own of the homework environment, and
 its result is a file in `OUT/results`, which a second run takes up as long as submission,
-autograder, course seed, limits and interpreter are the same. `OUT/grades.csv` has a line for each submission,
-`OUT/feedback/` a text, `OUT/histogram.png` a histogram for each question.
+autograder, course seed, limits and interpreter are the same. `OUT/grades.csv` has a line for each
+submission, `OUT/feedback/` a text, `OUT/histogram.png` a histogram for each question.
 """
 
 from __future__ import annotations
