@@ -366,7 +366,7 @@ def test_how_made_tells_what_makes_the_page_again(book: sphinx.Book) -> None:
         "How this page was made",
         "`width = 12`",
         "torch 2.13.0",
-        "15 s by the clock, beside other work",
+        "15 s by the clock, whatever else the machine did",
         "2026-01-02",
         "digits (1797 samples) `sha256:abc`",
         "f" * 64,
