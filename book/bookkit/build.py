@@ -54,6 +54,7 @@ def build(
     if strict and said:
         raise BookError("notebooks with warnings:\n" + "\n".join(said))
     with (
+        alone(root / "book" / "_build" / "site.lock", f"build of {root}"),  # its pages lie there
         alone(out / ".work" / "site.lock", f"build in {out}"),
         tempfile.TemporaryDirectory(dir=out / ".work", prefix="site-") as scratch,
     ):

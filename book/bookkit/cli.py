@@ -138,6 +138,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     grid = sweep.plan(root, arguments.name, _values(arguments), out=out, **_options(arguments))
     if arguments.plot is not None and not grid.axes:
         raise ValueError("--plot draws over a swept parameter, and none was given with -p")
+    if arguments.plot:
+        from bookkit import picture
+
+        picture.chosen(picture.claimed(root, grid.jobs[0].notebook), arguments.plot)
     with report.Progress(len(grid.jobs), brief=True) as progress:
         options = {"n_jobs": arguments.jobs, "scheduler": _scheduler(arguments)}
         outcomes, rows = sweep.run(grid, report=progress, **options)
@@ -320,11 +324,14 @@ def _grade(arguments: argparse.Namespace) -> int:
         tail = row.get("error") or ("up to date" if row.get("cached") else f"{row['seconds']} s")
         print(f"[{done}/{total}] {name}: {points:g} points, {tail}", flush=True)
 
-    grading.grade(plan, report)
+    rows = grading.grade(plan, report)
     for name in grading.left_out(folder, plan.out):
         print(f"fabook: not graded, no .ipynb and no .zip: {name}", file=sys.stderr)
+    again = [str(row["submission"]) for row in rows if not row.get("final", True)]
+    for name in again:
+        print(f"fabook: failed here, the next run tries again: {name}", file=sys.stderr)
     print(plan.out / "grades.csv")
-    return 0
+    return 1 if again else 0
 
 
 def _new(arguments: argparse.Namespace) -> int:

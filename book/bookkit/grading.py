@@ -2,8 +2,8 @@
 
 Each is graded by `bookkit.otter_worker` in a process of its own of the homework environment, and
 its result is a file in `OUT/results`, which a second run takes up as long as submission,
-autograder, course seed and limits are the same. `OUT/grades.csv` has a line for each submission,
-`OUT/feedback/` a text, `OUT/histogram.png` a histogram for each question.
+autograder, course seed, limits and interpreter are the same. `OUT/grades.csv` has a line for each
+submission, `OUT/feedback/` a text, `OUT/histogram.png` a histogram for each question.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -59,6 +60,10 @@ class Plan:
     limit: int = 60
     memory: float = 8.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.memory < math.inf:  # nor NaN
+            raise GradingError(f"--memory must be a positive number of GB, got {self.memory}")
+
     @property
     def questions(self) -> dict[str, dict[str, Any]]:
         """Title, points and whether a person grades it, by question."""
@@ -71,7 +76,7 @@ class Plan:
         with zipfile.ZipFile(self.homework / "autograder.zip") as archive:
             for name in sorted(archive.namelist()):  # dates in the archive do not count
                 digest.update(name.encode() + archive.read(name))
-        digest.update(f"{self.course} {self.limit} {self.memory}".encode())
+        digest.update(f"{self.course} {self.limit} {self.memory} {self.python}".encode())
         return digest.hexdigest()
 
 
@@ -204,18 +209,21 @@ def _one(plan: Plan, path: Path, common: str, running: _Running) -> dict[str, An
 def _graded(plan: Plan, path: Path, common: str, running: _Running) -> dict[str, Any]:
     key = hashlib.sha256(common.encode() + path.read_bytes()).hexdigest()
     target = plan.out / "results" / f"{_file(path)}.json"
+    told = plan.out / "feedback" / f"{_file(path)}.txt"
     try:
-        known = json.loads(target.read_text(encoding="utf-8"))
-        if known["key"] == key and known.get("final", True):
-            return dict(known) | {"cached": True}
-    except (OSError, ValueError, KeyError):
-        pass
-    with tempfile.TemporaryDirectory(prefix="bookkit-result-") as work:
-        found = _run(plan, path, Path(work) / "result.json", running)
-    found |= {"submission": shown(path), "key": key}
-    write(target, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write(plan.out / "feedback" / f"{_file(path)}.txt", feedback(plan, found))
-    return found
+        found = dict(json.loads(target.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        found = {}
+    cached = found.get("key") == key and found.get("final", True)
+    if not cached:
+        with tempfile.TemporaryDirectory(prefix="bookkit-result-") as work:
+            found = _run(plan, path, Path(work) / "result.json", running)
+        found |= {"submission": shown(path), "key": key}
+    if not (cached and told.is_file()):
+        write(told, feedback(plan, found))
+    if not cached:  # last, as a next run takes it for all of the work
+        write(target, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    return found | {"cached": cached}
 
 
 def _run(plan: Plan, path: Path, made: Path, running: _Running) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import keyword
 import re
+import symtable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ def create(root: Path, name: str) -> list[Path]:
     words |= {"title": result.replace("_", " ").capitalize(), "claim": f"{paper}.{result}.holds"}
     registry, contents = root / "book" / "claims.toml", root / "book" / "_toc.yml"
     figures, chapter = source.with_name("figures.py"), root / "book" / "chapters" / f"{paper}.md"
+    _free(figures, words)
     texts = {
         source: _made("notebook.md", words),
         figures: _extended(figures, "figures.txt", "figure.txt", words),
@@ -54,6 +58,23 @@ def _made(template: str, words: dict[str, Any]) -> str:
     loader = FileSystemLoader(TEMPLATES)
     made = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     return made.get_template(f"new/{template}").render(**words)
+
+
+def _free(figures: Path, words: dict[str, Any]) -> None:
+    """Refuse a result that cannot be a new function of `figures.py`, or would hide something."""
+    result, fresh = words["result"], not figures.exists()
+    text = "" if fresh else figures.read_text(encoding="utf-8")
+    texts = [text, _made("figures.txt", words | {"result": "its_own"})]
+    try:
+        tables = [symtable.symtable(text, str(figures), "exec") for text in texts]
+    except SyntaxError as error:
+        raise UsageError(f"{figures}: {error}") from error
+    bound = {s.get_name() for table in tables for s in table.get_symbols() if s.is_local()}
+    if result in bound | set(keyword.kwlist) | set(dir(builtins)):
+        raise UsageError(
+            f"{words['name']!r}: the function {result} of {figures} would be no new one "
+            "(allowed: a name that is no keyword, no builtin, and not bound there)"
+        )
 
 
 def _extended(path: Path, fresh: str, more: str, words: dict[str, Any]) -> str:

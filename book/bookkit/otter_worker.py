@@ -237,7 +237,8 @@ def grade(submission: Path, autograder: Path, *, limit: int, memory: float) -> d
         elif number is not None and number not in dead_cells:
             dead_cells[number] = why
         else:
-            raise Refused(f"grading broke off: {why}")
+            kind = RuntimeError if culprit == (None, None) else Refused  # it ended in our own cells
+            raise kind(f"grading broke off: {why}")
     raise Refused(f"more than {ATTEMPTS} cells or tests did not end")
 
 
@@ -467,9 +468,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     adopt()
     try:
         found = grade(*paths, limit=arguments.limit, memory=arguments.memory)
-    except Exception as error:  # whatever a submission does, it gets an answer
-        known = isinstance(error, Refused)
-        found = {"error": str(error) if known else f"{type(error).__name__}: {error}"}
+    except Refused as error:
+        found = {"error": str(error)}
+    except Exception as error:  # of this machine, or not foreseen: the next run tries again
+        found = {"error": f"{type(error).__name__}: {error}", "final": False}
     end(descendants(os.getpid()))
     partial = arguments.result.with_suffix(f".{os.getpid()}.tmp")
     text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bookkit import claims
 from bookkit.parameters import UsageError
 from bookkit.sweep import Row, Sweep, cell
+
+
+def chosen(names: Iterable[str], wanted: str) -> str | None:
+    """The name that is wanted, or that alone ends with it; None if none does.
+
+    Raises:
+        UsageError: if several end with it.
+    """
+    found = [name for name in dict.fromkeys(names) if f".{name}".endswith(f".{wanted}")]
+    if len(found) > 1 and wanted not in found:
+        raise UsageError(f"several quantities end with {wanted!r} (allowed: {', '.join(found)})")
+    return wanted if wanted in found else next(iter(found), None)
+
+
+def claimed(root: Path, notebook: str) -> list[str]:
+    """The quantities of a notebook's claims, as `chosen` takes them."""
+    own = [claim for claim in claims.load(root).values() if claim.notebook == notebook]
+    return [f"{claim.id}.{check.quantity}" for claim in own for check in claim.checks]
 
 
 def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path:
@@ -20,17 +38,18 @@ def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path
             first of the table.
 
     Raises:
-        UsageError: if no run has such a quantity.
+        UsageError: if no run has such a quantity, or several do.
     """
     from matplotlib.figure import Figure
 
-    names = {f"{row['claim']}.{row['quantity']}": row["quantity"] for row in rows if row["claim"]}
-    names |= {row["quantity"]: row["quantity"] for row in rows if row["quantity"]}
-    wanted = quantity or next(iter(names.values()), "")
-    ends = {name for key, name in names.items() if key.endswith(f".{wanted}")}
-    wanted = ends.pop() if wanted not in names and len(ends) == 1 else wanted
-    if wanted not in names:
-        raise UsageError(f"no run has the quantity {wanted!r}{claims.suggest(wanted, names)}")
+    def name(row: Row) -> str:
+        return ".".join(filter(None, (row["claim"], row["quantity"])))
+
+    names = [name(row) for row in rows if row["quantity"]]
+    wanted = chosen(names, quantity or next(iter(names), ""))
+    if wanted is None:
+        hint = claims.suggest(str(quantity), dict.fromkeys(names))
+        raise UsageError(f"no run has the quantity {quantity!r}{hint}")
     swept = [axis for axis, values in sweep.axes.items() if len(values) > 1]
     x, *lines = sorted(swept, key=lambda axis: axis == "seed") or list(sweep.axes)
     lines = [axis for axis in lines if axis != "seed"]
@@ -38,15 +57,19 @@ def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path
     groups: dict[str, dict[Any, list[float]]] = {}
     stems = {job.stem: point for job, point in zip(sweep.jobs, sweep.points)}
     for row in rows:
-        if wanted in (row["quantity"], f"{row['claim']}.{row['quantity']}"):
+        if name(row) == wanted:
             point = stems[row["run"]]
             label = ", ".join(f"{axis} = {point[axis]}" for axis in lines)
             if row["value"] is not None:
                 at = float(point[x]) if numbers else str(cell(point[x]))
                 groups.setdefault(label, {}).setdefault(at, []).append(row["value"])
     figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=x, ylabel=wanted)
+    axes = figure.add_subplot(xlabel=x)
+    claim, _, short = wanted.rpartition(".") if wanted.count(".") > 1 else ("", "", wanted)
+    axes.set_title(claim, fontsize="small")  # as a label it would be longer than the axis
+    axes.set_ylabel(short)
     for label, found in groups.items():
+        found = dict(sorted(found.items())) if numbers else found
         (line,) = axes.plot(
             list(found), [statistics.median(v) for v in found.values()], label=label or None
         )

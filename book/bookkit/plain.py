@@ -97,8 +97,8 @@ class Words:
         figure = drawn.metadata.get("mystnb", {}).get("figure")
         if not figure:
             return []
-        words = f"**{self.labels[figure.get('name', '')]}.** {self.text(figure['caption'])}"
-        return [cell("markdown", words)]
+        caption = self.text(figure.get("caption", ""))
+        return [cell("markdown", f"**{self.labels[figure.get('name', '')]}.** {caption}".strip())]
 
     def text(self, source: str) -> str:
         """A piece of MyST as plain Markdown; `\\f` stands where a figure wants its own cell."""
@@ -278,7 +278,7 @@ def _labelled(source: str) -> Iterator[tuple[str, str]]:
             yield "fig", options.get("name", argument)
         elif name in ("exercise", "exercise-start"):
             yield "ex", options.get("label", argument)
-        elif name in ("lead", "admonition", "dropdown"):
+        if name and name not in NOTHING:
             yield from _labelled(body)
 
 

@@ -203,7 +203,10 @@ class Book:
         names = ("hero:paper", f"hero:{self.preset}", "first", *found)
         content = next((found[key] for key in names if key in found), None)
         if content is None:
-            raise BookError(f"{self.path(name)} has no figure: run: fabook run {name} --force")
+            raise BookError(
+                f"{name} stores no figure, and its card shows one: call run.figure in "
+                f"notebooks/{name}.md, and run it: fabook run {name}"
+            )
         return images.on_white(base64.b64decode(content))
 
     def picture(self, name: str) -> bytes:
@@ -238,7 +241,7 @@ class Book:
             | {"title": facts["name"], "sentence": facts["sentence"], "about": paper}
             | {"page": self.chapter(paper).rsplit(".", 1)[0]}
             for paper, facts in self.papers.items()
-            if self.chapter(paper).startswith("/chapters/")
+            if self.pages(paper) and self.chapter(paper).startswith("/chapters/")
         ]
 
     def about(self, docname: str) -> str:
@@ -394,6 +397,24 @@ def marks(claim: claims.Claim) -> dict[str, str]:
     return {n: f"({chr(97 + i)}) " if len(names) > 1 else "" for i, n in enumerate(names)}
 
 
+def ends(check: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Smallest and largest value of a check's seeds; None where they say yes or no, or are unknown.
+
+    Example:
+        >>> ends({"statistic": "mean", "values": [0.5, 0.25]})
+        (0.25, 0.5)
+        >>> ends({"statistic": "paired difference", "values": [[5, 3], [2, 1]]})
+        (1, 2)
+    """
+    if check.get("statistic") in (None, "fraction"):
+        return None
+    pairs = [one if isinstance(one, list) else [one, 0] for one in check.get("values") or ()]
+    if len(pairs) < 2 or any(None in pair for pair in pairs):
+        return None
+    values = [claims.round_number(one - other) for one, other in pairs]
+    return min(values), max(values)
+
+
 def worst_first(checks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Checks that failed, then those that are undecided, then those that hold."""
     return sorted(checks, key=lambda check: (False, None, True).index(check["holds"]))
@@ -414,6 +435,7 @@ def render(name: str, **values: Any) -> str:
         "minutes": minutes,
         "rerun": rerun_command,
         "marks": marks,
+        "ends": ends,
         "worst_first": worst_first,
         "flat": lambda text: " ".join(str(text).split()),
     }

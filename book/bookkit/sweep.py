@@ -1,8 +1,9 @@
 """Many runs of one notebook: a grid of parameters, run in parallel, gathered into one tidy table.
 
 The table has a row for each run and check of a claim, a row for each number without axes that
-the notebook recorded, and one row for a run that failed. Its values are read from the results
-files, so that a sweep that was killed and started again ends with the same table.
+the notebook recorded, and one row for a run that has neither or failed. Its values are
+read from the results files, so that a sweep that was killed and started again ends with the same
+table.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ def table(sweep: Sweep, outcomes: Mapping[str, execute.Outcome]) -> list[Row]:
         if ended:
             results = json.loads(job.output("results", ".json").read_text(encoding="utf-8"))
             facts = {"minutes": results["minutes"], "device": results["device"]}
-            rows += [base | empty | facts | quantity for quantity in _quantities(results)]
+            found = list(_quantities(results)) or [{}]
+            rows += [base | empty | facts | quantity for quantity in found]
         else:
             rows.append(base | empty | {"error": execute.reason(outcome) or None})
     return rows

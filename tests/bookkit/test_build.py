@@ -261,6 +261,77 @@ def test_tables_take_every_number_from_the_results(book: sphinx.Book) -> None:
     assert "and 0 of 0 derived here; 2 more wait for theirs." in short
 
 
+def test_seeds_that_all_agree_have_no_interval_and_others_their_ends(book: sphinx.Book) -> None:
+    run = book.runs["toy/one"]["quick"]
+    assert run is not None
+    check = run["claims"][0]["checks"][0]
+
+    def shown(statistic: str, values: list[Any], name: str = "claims") -> str:
+        check.update(statistic=statistic, values=values, seeds=len(values), low=0.0, high=1.0)
+        return made(book, name)
+
+    assert "0.0083, the same for all 3 seeds [≤ 0.05]" in shown("mean", [0.0083] * 3)
+    assert "0.0083, the same for all 3 seeds [≤ 0.05]" in made(book, "scorecard", "")
+    assert "0.0083, the same for all 2 seeds" in shown("paired difference", [[0.5, 0.2]] * 2)
+    assert "[0, 1] [≤ 0.05]{.bound} [seeds from 0.001 to 0.02]{.quiet}\\" in shown(
+        "mean", [0.004, 0.001, 0.02]
+    )
+    assert "seeds from -1 to 1]" in shown("paired difference", [[1, 2], [3, 2]])
+    assert "seeds from" not in made(book, "scorecard", "")
+    for statistic, values in (
+        ("fraction", [True] * 3), ("mean", [0.3]), ("mean", [1.0, None]), ("mean", [1, 1.0001]),
+    ):  # fmt: skip
+        text = shown(statistic, values)
+        assert "0.0083 [0, 1] [≤ 0.05]{.bound}" in text
+        assert "the same" not in text
+        assert "seeds from" not in text
+
+
+def test_pages_without_claims_and_papers_without_notebooks(toy: Path) -> None:
+    entry = '[[paper]]\nid = "{0}"\nname = "{0}"\nsentence = "None yet."\n'
+    write(toy / "book" / "claims.toml", entry.format("new") + entry.format("toy"))
+    write(toy / "book" / "chapters" / "toy.md", "# Toy\n")
+    results = toy / "_build" / "results" / "quick" / "toy" / "one.json"
+    content = json.loads(results.read_text(encoding="utf-8")) | {"claims": []}
+    write(results, content)
+    book = sphinx.Book(toy, toy / "_build", "quick")
+    assert [card["about"] for card in book.chapters()] == ["toy"]
+    assert "claims" not in made(book, "chips") + made(book, "cards", "toy") + made(
+        book, "cards", ""
+    )
+
+
+def test_a_notebook_without_any_figure_is_told_what_helps(book: sphinx.Book) -> None:
+    for cell in book.notebook("toy/one")["cells"]:
+        cell.pop("outputs", None)
+    with pytest.raises(sphinx.BookError, match=r"call run.figure in notebooks/toy/one.md, and run"):
+        book.hero("toy/one")
+
+
+def test_two_builds_of_a_book_are_one_after_the_other(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[Path] = []
+    monkeypatch.setattr(build, "_check_site", lambda *_, **__: None)
+
+    def pages(source: Path, work: Path, *_: Any) -> None:
+        import filelock
+
+        locks = [toy / "book" / "_build" / "site.lock", work.parent / ".work" / "site.lock"]
+        for lock in locks:
+            with pytest.raises(filelock.Timeout):
+                filelock.FileLock(lock, is_singleton=False).acquire(blocking=False)
+        locked.append(work)
+        write(work / "_build" / "html" / "index.html", "")
+
+    monkeypatch.setattr(build, "_jupyter_book", pages)
+    for out in ("_build", "other"):
+        if out == "other":
+            shutil.copytree(toy / "_build", toy / out)
+        build.build(toy, out)
+    assert len(locked) == 2
+
+
 def test_checks_that_do_not_hold_come_first_and_undecided_claims_are_counted(
     book: sphinx.Book,
 ) -> None:
@@ -296,7 +367,7 @@ def test_how_made_tells_what_makes_the_page_again(book: sphinx.Book) -> None:
         "How this page was made",
         "`width = 12`",
         "torch 2.13.0",
-        "0.25 min",
+        "15 s by the clock, whatever else the machine did",
         "2026-01-02",
         "digits (1797 samples) `sha256:abc`",
         "f" * 64,
@@ -343,7 +414,7 @@ def test_how_made_asks_git_where_a_run_kept_no_files(toy: Path) -> None:
 
 def test_chips_and_cards_tell_where_a_page_stands(book: sphinx.Book) -> None:
     chips = made(book, "chips")
-    for shown in ("✗ 1 of 2 claims", "reading 1 min", "runs in 15 s", "needs: counting"):
+    for shown in ("✗ 1 of 2 claims", "reading 1 min", "runs in about 15 s", "needs: counting"):
         assert shown in chips
     cards = made(book, "cards", "toy")
     assert "One" in cards

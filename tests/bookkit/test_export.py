@@ -299,6 +299,21 @@ def test_every_construct_becomes_plain_markdown(book: Path) -> None:
     assert [c.source for c in folded] == [figure, solution]
 
 
+def test_labels_in_any_box_and_a_figure_without_caption(book: Path) -> None:
+    source = book / "notebooks" / "toy" / "one.md"
+    box = ":::{{{0}}}{1}\n$$\nz\n$$ (eq-{0})\n\nSee {{eq}}`eq-{0}`.\n:::\n\n"
+    boxes = (
+        box.format("note", "") + box.format("tip", "") + box.format("exercise", "\n:label: ex-z")
+    )
+    text = source.read_text().replace(", caption: 'Twice {glue:text}`size`.'", "")
+    source.write_text(text.replace("$$\ny=2", f"{boxes}$$\ny=2"))
+    text = markdown(made(book))
+    for number, line in ((2, "> See (2)."), (3, "> See (3)."), (4, "\nSee (4).")):
+        assert f"\\tag{{{number}}}" in text
+        assert line in text
+    assert "\n\n**Figure 2.**\n\n" in text
+
+
 def test_the_first_cell_installs_from_where_the_repository_lives(book: Path) -> None:
     home = address.Address("https://github.com", "owner/name", commit="abc")
     first = made(book, home=home).cells[0].source

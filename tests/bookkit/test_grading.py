@@ -127,6 +127,63 @@ def test_what_was_not_the_submissions_fault_is_tried_again(plan: grading.Plan) -
         assert graded(plan) == ["crashes.ipynb"]
 
 
+@pytest.fixture
+def words(plan: grading.Plan, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command line that grades as the plan does, but for its course."""
+    (plan.folder.parent / "_build").mkdir()
+    shutil.move(plan.homework.parent, plan.folder.parent / "_build" / "homework")
+    monkeypatch.setattr("bookkit.claims.find_root", lambda: plan.folder.parent)
+    return ["grade", str(plan.folder), "--python", str(plan.python), "--limit", "1"]
+
+
+def test_a_fault_of_the_machine_is_no_result(
+    plan: grading.Plan, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("wrong", "hangs", "crashes"):
+        (plan.folder / f"{name}.ipynb").unlink()
+    cured = plan.python.read_text()
+    # the worker itself, where otter or what it needs is missing; one that does nothing
+    for broken in (f'exec "{sys.executable}" "$@"', "true"):
+        plan.python.write_text(f"#!/bin/sh\n{broken}\n")
+        assert cli.main(words) == 1
+        said = capsys.readouterr().err
+        assert said == "fabook: failed here, the next run tries again: right.ipynb\n"
+        assert "Could not be graded" in (plan.out / "feedback" / "right.ipynb.txt").read_text()
+    plan.python.write_text(cured)
+    assert cli.main(words) == 0
+    assert [row["total"] for row in table(plan)] == ["2"]
+    assert "Could not" not in (plan.out / "feedback" / "right.ipynb.txt").read_text()
+
+
+def test_no_feedback_is_lost(plan: grading.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("wrong", "hangs", "crashes"):
+        (plan.folder / f"{name}.ipynb").unlink()
+    feedback, writes = plan.out / "feedback" / "right.ipynb.txt", iter([grading.write])
+
+    def once(path: Path, content: str) -> None:  # a kill comes between the two files
+        next(writes)(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grading, "write", once)
+        grading.grade(plan, lambda *_: None)
+    for text in (None, "by the teacher"):
+        grading.grade(plan, lambda *_: None)
+        assert "1. Signals: 2 of 2" in feedback.read_text()
+        feedback.unlink()
+        if text:
+            feedback.write_text(text)  # what is there stays
+            grading.grade(plan, lambda *_: None)
+            assert feedback.read_text() == text
+
+
+@pytest.mark.parametrize("memory", ["nan", "inf", "0", "-1"])
+def test_memory_is_a_positive_number(
+    words: list[str], memory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--memory", memory]) == 2
+    assert "--memory must be a positive number of GB, got" in capsys.readouterr().err
+
+
 NAMES = (
     "José Müller (2).ipynb",
     "=1+1.ipynb",
@@ -138,7 +195,7 @@ NAMES = (
 
 
 def test_any_name_of_a_file_will_do(
-    plan: grading.Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    plan: grading.Plan, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("hangs", "crashes", "wrong"):
         (plan.folder / f"{name}.ipynb").unlink()
@@ -147,10 +204,6 @@ def test_any_name_of_a_file_will_do(
     (plan.folder / "notes.txt").write_text("")
     (plan.folder / "a folder").mkdir()
     (plan.folder / "nowhere.ipynb").symlink_to("nothing")
-    (plan.folder.parent / "_build").mkdir()
-    shutil.move(plan.homework.parent, plan.folder.parent / "_build" / "homework")
-    monkeypatch.setattr("bookkit.claims.find_root", lambda: plan.folder.parent)
-    words = ["grade", str(plan.folder), "--python", str(plan.python), "--limit", "1"]
     assert cli.main(words) == 0
     said = capsys.readouterr()
     assert [line.rpartition(": ")[2] for line in said.err.splitlines()] == [

@@ -62,6 +62,22 @@ def test_other_names_are_refused(clone: Path, name: str) -> None:
         new.create(clone, name)
 
 
+@pytest.mark.parametrize("result", ["lambda", "plots", "annotations", "range", "limits", "bars"])
+def test_a_result_that_would_break_the_papers_figures_is_refused(clone: Path, result: str) -> None:
+    figures = clone / "notebooks" / "paper2025" / "figures.py"
+    if result in ("limits", "bars"):
+        figures.parent.mkdir()
+        figures.write_text("def limits(): ...\nbars = 1\n")
+    before = {path: path.read_bytes() for path in clone.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=f"'paper2025/{result}': the function {result} of"):
+        new.create(clone, f"paper2025/{result}")
+    assert {path: path.read_bytes() for path in clone.rglob("*") if path.is_file()} == before
+    if before.get(figures):
+        figures.write_text("def limits(:")
+        with pytest.raises(UsageError, match=r"figures\.py: "):
+            new.create(clone, "paper2025/a_result")
+
+
 def test_nothing_is_overwritten(clone: Path) -> None:
     new.create(clone, "paper2025/a_result")
     text = (clone / "notebooks/paper2025/a_result.md").read_text()

@@ -176,6 +176,7 @@ def test_formulas_are_drawn(visits: list[Visit]) -> None:
     for v in visits:
         assert v.seen["drawn"] >= v.seen["formulas"], v.page
         assert v.seen["wrong"] == 0, v.page
+        assert v.seen["tabs"] == 0, v.page
     assert sum(v.seen["drawn"] > 0 for v in visits) >= 5
 
 
@@ -304,6 +305,23 @@ def test_only_tables_and_code_scroll_on_a_phone(visits: list[Visit]) -> None:
 
 def test_axe_finds_nothing_serious(visits: list[Visit]) -> None:
     assert {v.page: v.violations for v in visits if v.violations} == {}
+
+
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (390, "dark"), (1440, "dark")])
+@pytest.mark.parametrize("page", ["intro", "notebooks/refinetti2021/online_dynamics", "scorecard"])
+def test_axe_finds_nothing_serious_on_a_phone_or_in_the_dark(
+    browser: Any, address: str, axe: str, page: str, width: int, theme: str
+) -> None:
+    resize(browser, width)
+    browser.get(f"{address}/{page}.html")
+    browser.execute_script(
+        "document.documentElement.dataset.theme = arguments[0];"
+        "document.querySelectorAll('article details').forEach((fold) => (fold.open = true))",
+        theme,
+    )
+    settle(browser)
+    browser.execute_script(axe)
+    assert browser.execute_async_script(AXE) == []
 
 
 def test_every_page_is_light(visits: list[Visit]) -> None:

@@ -12,10 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
-from bookkit import cli, execute, notebooks, parameters, sweep
+from bookkit import cli, execute, notebooks, parameters, picture, sweep
+from bookkit.parameters import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = """\
@@ -283,6 +286,74 @@ def test_the_presets_value_and_its_name_are_one_run(root: Path) -> None:
     grid = sweep.plan(root, "alpha", {"n": ["None,10,20"]}, out=root / "_build")
     assert grid.axes == {"n": [10, 20]}
     assert len({job.stem for job in grid.jobs}) == 2
+
+
+def test_a_run_without_a_claim_or_a_number_has_its_row(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = root / "notebooks" / "toy" / "alpha.md"
+    found = 'for key, value in arrays.items() if key == "t" or (key == "size" and width == {})'
+    for number, rows in ((2, [("1", ""), ("2", "found.size")]), (3, [("1", ""), ("2", "")])):
+        source.write_text(
+            NOTEBOOK.replace("for key, value in arrays.items()", found.format(number))
+        )
+        assert cli.main(["sweep", "alpha", "-p", "width=1,2", "--plot"]) == 0
+        assert "2 runs, 0 failed" in capsys.readouterr().out
+        (path,) = tables(root)
+        assert [(row["width"], row["quantity"]) for row in read(path)] == rows
+        assert {row["status"] for row in read(path)} == {"ok"}
+
+
+class Drawn(NamedTuple):
+    jobs: list[Any]
+    points: list[dict[str, Any]]
+    axes: dict[str, list[Any]]
+    stem: Path
+
+
+def drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, quantity: str | None
+) -> tuple[list[float], list[float], str]:
+    """The line of a picture of two claims with the same quantity, over seeds in disorder."""
+    seeds = [5, 0, 3]
+    jobs = [SimpleNamespace(stem=str(seed)) for seed in seeds]
+    grid: Any = Drawn(jobs, [{"seed": seed} for seed in seeds], {"seed": seeds}, folder / "it")
+    rows = [
+        {"run": str(seed), "claim": claim, "quantity": "gain", "value": sign * seed}
+        for seed in seeds
+        for claim, sign in (("toy.a.one", 1), ("toy.a.two", -1))
+    ]
+    figures: list[Any] = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda self, *_, **__: figures.append(self)
+    )
+    picture.plot(grid, rows, quantity)
+    (axes,) = figures[0].axes
+    line = axes.lines[0]
+    return list(line.get_xdata()), list(line.get_ydata()), f"{axes.get_title()}.{axes.get_ylabel()}"
+
+
+def test_a_picture_is_of_one_claim_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = [0.0, 3.0, 5.0]
+    for quantity in (None, "toy.a.one.gain", "one.gain"):
+        assert drawn(tmp_path, monkeypatch, quantity) == (x, [0, 3, 5], "toy.a.one.gain")
+    assert drawn(tmp_path, monkeypatch, "two.gain") == (x, [0, -3, -5], "toy.a.two.gain")
+    with pytest.raises(UsageError, match=r"allowed: toy.a.one.gain, toy.a.two.gain\)"):
+        drawn(tmp_path, monkeypatch, "gain")
+    with pytest.raises(UsageError, match="no run has the quantity 'ain'"):
+        drawn(tmp_path, monkeypatch, "ain")
+
+
+def test_a_name_of_several_quantities_is_refused_before_the_runs(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CLAIM + CLAIM.replace("alpha.small", "alpha.tiny")
+    (root / "book" / "claims.toml").write_text(text, encoding="utf-8")
+    assert cli.main(["sweep", "alpha", "-p", "seed=0,1", "--plot", "error"]) == 2
+    assert "toy.alpha.small.error, toy.alpha.tiny.error" in capsys.readouterr().err
+    assert kernels(root) == []
 
 
 @pytest.mark.parametrize(
