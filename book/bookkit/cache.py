@@ -14,12 +14,14 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from bookkit import claims, parameters
 from bookkit.files import digest
 from bookkit.notebooks import Job, drawings
+from bookkit.parameters import UsageError
 
 UNCHECKED = ("checksum", "date", "minutes")  # fields outside the results' own checksum
 NAMED = ("torch", "numpy", "scipy", "fabook")  # packages whose versions a results file names
@@ -34,11 +36,15 @@ class Module:
     """Python code: the names it imports and uses, and its tree without docstrings."""
 
     def __init__(self, source: str, package: tuple[str, ...] = ()) -> None:
-        tree: ast.Module = parameters.parse(source)
+        try:
+            tree: ast.Module = parameters.parse(source)
+        except SyntaxError:  # the run will say where; till then it is a text of which all counts
+            tree = parameters.parse(repr(source.encode()))
         self.imports: dict[str, str] = {}  # a name in the module -> what it stands for
         self.loads: set[str] = set()  # whole modules that are imported, whatever is used of them
         self.draws = False  # whether it takes `run.figures`
         self.starts = ""  # the name that it gives to `bookkit.start`
+        self.words: set[str] = set()  # texts in it, such as names of files
         held = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
         for node in ast.walk(tree):
             self._read(node, package)
@@ -64,12 +70,17 @@ class Module:
                 self.loads.add(f"{base}.{alias.name}")
         elif isinstance(node, ast.Attribute):
             self.draws |= node.attr == "figures"
+        elif isinstance(node, ast.Constant):
+            self.words |= {str(node.value), *str(node.value).split()}
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             words = [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
             if called.endswith("import_module"):
                 self.loads |= set(words)
-            elif called == "bookkit.start":
+            elif called.endswith("run_line_magic") and words[:1] == ["run"]:  # `%run -i file.py`
+                files = [w.removesuffix(".py").strip("./") for w in " ".join(words[1:]).split()]
+                self.loads |= {file.replace("/", ".") for file in files if file}
+            elif self._used(node.func).removesuffix(".*") == "bookkit.start":
                 self.starts = "".join(words[:1])
 
     def _used(self, node: ast.AST) -> str:
@@ -188,10 +199,7 @@ def sources(path: Path, root: Path | None = None) -> dict[str, str]:
 
 def source_hash(path: Path, root: Path | None = None) -> str:
     """SHA-256 over a notebook's source, the modules that it uses, and versions of all others."""
-    try:
-        found, others = modules(_code(path), path.parent, root)
-    except SyntaxError:  # the run will say where
-        found, others = {}, set()
+    found, others = modules(_code(path), path.parent, root)
     found = {f"{Path(p).parent.name}/{Path(p).name} {d}": "" for p, d in found.items()}
     names = {n for o in others - set(sys.stdlib_module_names) for n in _distributions().get(o, [])}
     rc = path.parent / "matplotlibrc"  # matplotlib reads one in the notebook's folder
@@ -225,13 +233,35 @@ def _data(job: Job) -> list[list[str]] | None:
     if not folder or (job.preset == "quick" and not job.own):
         return None
     found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    stats = [(path, path.stat()) for path in found]
-    return [[str(p.relative_to(folder)), _file(p, s.st_size, s.st_mtime_ns)] for p, s in stats]
+    return _contents({str(path.relative_to(folder)): path for path in found})
+
+
+def _contents(files: Mapping[str, Path]) -> list[list[str]]:
+    stats = [(name, path, path.stat()) for name, path in files.items()]
+    return [[name, _file(path, s.st_size, s.st_mtime_ns)] for name, path, s in stats]
+
+
+def _beside(job: Job, code: Module) -> list[Any]:
+    """Where a notebook of one's own lies, and the files that it names, seen from there."""
+    if job.inside:
+        return []
+    folder = job.source.parent
+    files = {word: folder / word for word in sorted(code.words) if isfile(folder / word)}
+    return [str(folder), _contents(files)]
 
 
 def cache_key(job: Job) -> str:
-    """SHA-256 over everything that the job's results depend on."""
-    root = Path(job.root)
+    """SHA-256 over everything that the job's results depend on.
+
+    Raises:
+        UsageError: if a notebook of the book starts under another's name.
+    """
+    root, code = Path(job.root), Module(_code(job.source))
+    name = code.starts or job.notebook  # a copy elsewhere is judged as what it was copied from
+    if job.inside and name != job.notebook:
+        raise UsageError(
+            f"{job.source} calls bookkit.start with {name!r}: it must be {job.notebook!r}"
+        )
     checks = {
         claim.id: [
             {k: v for k, v in vars(check).items() if k not in ("label", "bounds")}
@@ -239,10 +269,10 @@ def cache_key(job: Job) -> str:
             for check in claim.checks_in(job.preset)
         ]
         for claim in claims.load(root).values()
-        if claim.notebook == job.notebook
+        if claim.notebook == name
     }
     # Figures show committed data: in the quick preset the paper preset's, in both that of variants.
-    published = claims.published_path(root, job.notebook)
+    published = claims.published_path(root, name)
     committed = sorted(published.parent.glob(f"{published.stem}@*.json"))
     if job.preset == "quick" and published.is_file():
         committed.append(published)
@@ -250,7 +280,8 @@ def cache_key(job: Job) -> str:
     software = {k: v for k, v in versions().items() if k != "fabook"}
     threads = {k: v for k, v in job.settings.items() if k != "FABOOK_DATA"}
     machine = [platform.machine(), software, threads]
-    return digest([source_hash(job.source, root), checks, shown, used(job), machine, _data(job)])
+    parts = [source_hash(job.source, root), checks, shown, used(job), machine, _data(job)]
+    return digest(parts + _beside(job, code))
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -192,6 +192,8 @@ class Check:
             )
         values = [_rounded(one) for one in value]
         found = judging.interval(_plain(values), str(self.statistic))
+        estimate, low, high = (float(f"{number:.6g}") for number in found[:3])
+        found = judging.Interval(estimate, low, high, found.n)
         return {
             "value": round_number(found.estimate),
             "low": round_number(found.low),
@@ -284,7 +286,7 @@ def papers(root: str | Path | None = None) -> dict[str, dict[str, str]]:
     """
     table = _table(*_read(root))
     found: dict[str, dict[str, str]] = {}
-    for number, entry in enumerate(table.get("paper", []), start=1):
+    for number, entry in enumerate(_entries(table, "paper"), start=1):
         where = f"paper {entry.get('id', f'number {number}')!r}"
         _keys(entry, where, _PAPER_KEYS, _PAPER_KEYS)
         texts = {key: _text(entry, key, where) for key in _PAPER_KEYS}
@@ -304,12 +306,19 @@ def parse(table: Mapping[str, Any]) -> dict[str, Claim]:
     """
     _keys(table, "claims.toml", ("claim", "paper"), ())
     claims: dict[str, Claim] = {}
-    for number, entry in enumerate(table.get("claim", []), start=1):
+    for number, entry in enumerate(_entries(table, "claim"), start=1):
         claim = _claim(entry, f"claim {entry.get('id', f'number {number}')!r}")
         if claim.id in claims:
             raise ClaimsError(f"claim {claim.id!r}: the id is used twice")
         claims[claim.id] = claim
     return claims
+
+
+def _entries(table: Mapping[str, Any], name: str, where: str = "claims.toml") -> list[Any]:
+    found = table.get(name.split(".")[-1], [])
+    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
+        raise ClaimsError(f"{where}: each {name} is a table of its own, [[{name}]], got {found!r}")
+    return found
 
 
 def _keys(
@@ -339,6 +348,7 @@ def _choice(value: Any, key: str, where: str, allowed: Sequence[str]) -> str:
 def _claim(entry: Mapping[str, Any], where: str) -> Claim:
     _keys(entry, where, _CLAIM_KEYS, _CLAIM_REQUIRED)
     texts = {k: _text(entry, k, where) for k in _CLAIM_REQUIRED if k != "check"}
+    checks = _entries(entry, "claim.check", where)
     notebook, paper = texts["notebook"], texts["paper"]
     if not _NAME.fullmatch(notebook) or notebook.split("/")[0] != paper:
         raise ClaimsError(
@@ -355,7 +365,7 @@ def _claim(entry: Mapping[str, Any], where: str) -> Claim:
     paper_value = entry.get("paper_value")
     if isinstance(paper_value, bool) or not isinstance(paper_value, str | int | float | None):
         raise ClaimsError(f"{where}: paper_value must be a string or number, got {paper_value!r}")
-    if not isinstance(entry["check"], list) or not entry["check"]:
+    if not checks:
         raise ClaimsError(f"{where}: at least one [[claim.check]] is needed")
     return Claim(
         **texts,
@@ -364,7 +374,7 @@ def _claim(entry: Mapping[str, Any], where: str) -> Claim:
         tried=_text(entry, "tried", where) if "tried" in entry else None,
         checks=tuple(
             _check(check, f"{where}, check {number}")
-            for number, check in enumerate(entry["check"], start=1)
+            for number, check in enumerate(checks, start=1)
         ),
         changed_after_run=_text(entry, "changed_after_run", where)
         if "changed_after_run" in entry
@@ -507,7 +517,16 @@ def shown_value(check: Mapping[str, Any]) -> str:
     if check.get("statistic") is None:
         return value
     low, high = (check[end] for end in ("low", "high"))
+    if same_for_all(check):
+        return f"{value} (the same for all {check['seeds']} seeds)"
     return value if low is None or high is None else f"{value} [{low:.3g}, {high:.3g}]"
+
+
+def same_for_all(check: Mapping[str, Any]) -> bool:
+    """Whether every seed gave the value: nothing was drawn, and there is no interval to show."""
+    values = check.get("values") or []
+    alike = len(values) > 1 and all(value == values[0] for value in values)
+    return alike and check["low"] is not None and check["low"] == check["high"]
 
 
 def _show(bound: Bound) -> str:
@@ -562,10 +581,26 @@ def read_results(root: Path, out: Path, preset: str, notebook: str) -> dict[str,
     return None
 
 
+def standing(
+    claim: Claim, preset: str, results: Mapping[str, Any]
+) -> tuple[dict[str, Any], str | None]:
+    """What a results file says of a claim today, and why that is `not run` where the file has it.
+
+    A verdict of other checks than today's is none; old files do not say which checks they had.
+    """
+    for entry in results.get("claims", []):
+        if entry["id"] == claim.id:
+            if entry.get("registered") in (None, claim.registered(preset)):
+                return entry, None
+            return judge(claim, preset, None), "judged by other checks"
+    return judge(claim, preset, None), None
+
+
 def scorecard(root: Path, out: Path, presets: Sequence[str] = PRESETS) -> list[dict[str, Any]]:
     """One entry for every claim and preset, from the results files alone.
 
-    The keys are those of `fabook claims --json`; a claim without results is `not run`.
+    The keys are those of `fabook claims --json`; a claim without results is `not run`, and so is
+    one that other checks than today's have judged: `reason` says so.
     """
     rows = []
     claims = load(root).values()
@@ -573,16 +608,16 @@ def scorecard(root: Path, out: Path, presets: Sequence[str] = PRESETS) -> list[d
         found = {name: read_results(root, out, preset, name) for name in _notebooks(claims)}
         for claim in claims:
             results = found[claim.notebook] or {}
-            entries = {entry["id"]: entry for entry in results.get("claims", [])}
-            entry = entries.get(claim.id) or judge(claim, preset, None)
-            ran = claim.id in entries
+            entry, reason = standing(claim, preset, results)
+            ran = any(entry["id"] == claim.id for entry in results.get("claims", [])) and not reason
+            first = (entry["checks"] or [{}])[0]
             rows.append(
                 {
                     key: getattr(claim, key)
                     for key in ("id", "paper", "where", "statement", "source", "paper_value")
                 }
                 | {key: entry.get(key) for key in _SCORED}
-                | {"preset": preset}
+                | {"comparison": first.get("comparison"), "reason": reason, "preset": preset}
                 | {
                     key: results.get(key) if ran else None
                     for key in ("device", "minutes", "date", "versions")

@@ -193,13 +193,11 @@ def _claims(arguments: argparse.Namespace) -> int:
     rows = claims.scorecard(root, out, presets)
     if arguments.json:
         return report.as_json(rows)
-    known = claims.load(root)
 
     def texts(row: dict[str, Any]) -> list[str]:
-        checks = known[row["id"]].checks_in(row["preset"])
-        relation = checks[0].comparison if checks else ""
-        shown = [row[k] for k in ("preset", "verdict", "measured")] + [relation]
-        return ["" if value is None else str(value) for value in [*shown, row["bound"], row["id"]]]
+        verdict = row["verdict"] + (f": {row['reason']}" if row["reason"] else "")
+        shown = [row["preset"], verdict, *(row[k] for k in ("measured", "comparison", "bound"))]
+        return ["" if value is None else str(value) for value in [*shown, row["id"]]]
 
     report.table([["preset", "verdict", "measured", "", "bound", "id"], *map(texts, rows)])
     return 0

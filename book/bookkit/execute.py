@@ -184,7 +184,7 @@ def _papermill(job: Job, work: Path, folder: Path) -> Any:
     try:
         result = papermill.execute_notebook(
             parameters.read(job.source),
-            str(work.with_suffix(".ipynb")),
+            str(work.with_suffix(".ipynb")).replace("{", "{{").replace("}", "}}"),  # a format
             {k: v for k, v in cache.used(job).items() if k not in same or v != same[k]},
             kernel_name="python3",
             progress_bar=False,
@@ -238,20 +238,21 @@ def _execute(job: Job, work: Path, folder: Path) -> Outcome:
     results = None if job.force else cache.up_to_date(job, key)
     if results is not None:
         return _finished(job, "cached", results)
+    ran = {  # read now: what is edited while it runs is not what ran
+        "parameters": cache.used(job),
+        "versions": cache.versions(),
+        "source_hash": cache.source_hash(job.source, Path(job.root)),
+        "sources": cache.sources(job.source, Path(job.root)),
+        "key": key,
+    }
     executed = _papermill(job, work, folder)
     if missing := without_image(executed.cells):
         raise RuntimeError(f"no image came of {', '.join(missing)}")
     if not work.is_file():
         raise RuntimeError("the notebook ended without run.save()")
-    results = cache.load(work) | {
-        "parameters": cache.used(job),
-        "versions": cache.versions(),
-        "minutes": round((time.monotonic() - started) / 60, 4),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "source_hash": cache.source_hash(job.source, Path(job.root)),
-        "sources": cache.sources(job.source, Path(job.root)),
-        "key": key,
-    }
+    results = cache.load(work) | ran
+    results["minutes"] = round((time.monotonic() - started) / 60, 4)
+    results["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     _publish(job, executed, results, work)
     return _finished(job, "done", results)
 

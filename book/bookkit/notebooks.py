@@ -59,10 +59,14 @@ class Job:
         return f"{self.notebook}@{digest(self.custom)[:8]}" if self.custom else self.notebook
 
     @property
+    def inside(self) -> bool:
+        """Whether the notebook is one of the book's."""
+        return self.source.is_relative_to(Path(self.root) / "notebooks")
+
+    @property
     def own(self) -> bool:
         """Whether its parameters are a reader's own, or the notebook is."""
-        inside = self.source.is_relative_to(Path(self.root) / "notebooks")
-        return bool(self.custom) or not inside
+        return bool(self.custom) or not self.inside
 
     def output(self, kind: str, suffix: str) -> Path:
         """The path of an output: `kind` is notebooks or results."""
@@ -197,7 +201,7 @@ def _named(name: str, known: Sequence[Notebook]) -> list[Notebook]:
             raise UsageError(f"there is no notebook {name!r} in {Path.cwd()}")
         path = path.resolve()
         inside = [book for book in known if book.path.resolve() == path]
-        label = f"{path.parent.name}/{path.stem}"
+        label = f"{path.parent.name}/{path.stem}".lstrip("/")
         return inside or [Notebook(label, path, label, dict.fromkeys(claims.PRESETS))]
     for fits in (
         lambda book: name in (book.name, book.paper) or book.name.startswith(f"{name}/"),

@@ -139,7 +139,7 @@ def parameters(source: str, where: str = "parameters cell") -> dict[str, Paramet
     """
     found: dict[str, Parameter] = {}
     try:
-        tree = parse(python(source))
+        tree = parse(source := python(source))
     except SyntaxError as error:
         raise UsageError(f"{where}, line {error.lineno}: {error.msg}") from error
     lines = source.splitlines()
@@ -202,10 +202,25 @@ def _bound(node: ast.stmt, known: Container[str]) -> set[str]:
 
 
 def python(source: str) -> str:
-    """A cell's Python: lines that speak to Jupyter (`%magic`, `!shell`) do nothing."""
-    if source.lstrip().startswith("%%"):
-        return ""
-    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
+    """A cell as Python: what speaks to Jupyter (`%magic`, `!shell`, `name?`) as IPython's calls."""
+    if _parses(source):
+        return source
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    with contextlib.suppress(SyntaxError):  # the cell's own, which whoever parses it is told
+        code, body = TransformerManager().transform_cell(source), ""
+        if source.lstrip().startswith("%%"):  # `%%time` and its like run what is below as Python
+            body = python(source.lstrip().partition("\n")[2])
+        source = code + body if _parses(body) else code
+    return source
+
+
+def _parses(source: str) -> bool:
+    try:
+        parse(source)
+    except SyntaxError:
+        return False
+    return True
 
 
 def _table(sources: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -344,12 +359,24 @@ def _parse(text: Any, example: Any) -> Any:
         if text.strip().lower() in _WORDS:
             return _WORDS[text.strip().lower()]
         with contextlib.suppress(*_UNREADABLE):  # what stays text is refused later
-            value = evaluate(parse(text.strip(), mode="eval").body, {})
+            value = evaluate(parse(text.strip(), mode="eval").body, _WORDS)
+    return _alike(value, example)
+
+
+def _alike(value: Any, example: Any) -> Any:
+    """Integers as floats where the example's are floats, in lists too; a tuple as a list."""
     if isinstance(example, float) and type(value) is int:
-        value = float(value)
-    if isinstance(example, list) and isinstance(value, tuple):
-        value = list(value)
+        with contextlib.suppress(OverflowError):  # refused later, as no finite number
+            return float(value)
+    if isinstance(example, list | tuple) and isinstance(value, list | tuple):
+        kind = list if isinstance(example, list) else type(value)
+        return kind(_alike(item, _element(example)) for item in value)
     return value
+
+
+def _element(example: list[Any] | tuple[Any, ...]) -> Any:
+    """An element whose type every other must have; None if any type does."""
+    return next(iter([*(item for item in example if isinstance(item, float)), *example]), None)
 
 
 class Raw(str):
@@ -363,13 +390,10 @@ def _like(value: Any, example: Any) -> bool:
         return True
     if isinstance(example, list | tuple):
         same = isinstance(value, list | tuple)
-        floats = [item for item in example if isinstance(item, float)]
-        first = [*floats, *example][:1]
-        return same and all(_like(item, first[0]) for item in value if first)
+        return same and all(_like(item, _element(example)) for item in value)
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    number = isinstance(example, float) and type(value) is int
-    return number or type(value) is type(example)
+    return type(value) is type(example)
 
 
 def kind(example: Any) -> str:

@@ -338,11 +338,14 @@ class Run:
 
     def uses(self, dataset: Any) -> None:
         """Note a dataset's provenance: a mapping or dataclass with `name`, `checksum` and `n`."""
+        import numpy as np
+
         is_instance = is_dataclass(dataset) and not isinstance(dataset, type)
         info = dict(asdict(dataset) if is_instance else dataset)
         for key in ("name", "checksum", "n"):
             if key not in info:
                 raise ValueError(f"dataset provenance lacks {key!r}: got {', '.join(info)}")
+        info = {k: v.item() if isinstance(v, np.generic) else v for k, v in info.items()}
         info = {k: v for k, v in info.items() if isinstance(v, str | int | float | None)}
         if info not in self._datasets:
             self._datasets.append(info)
@@ -447,6 +450,7 @@ class Run:
                 raise ValueError(f"claim {id!r} does not check {name!r}{suggest(name, allowed)}")
         values = {k: None if v is None else _array(v).tolist() for k, v in quantities.items()}
         spread = None if sd is None else float(sd)
+        seeds = None if seeds is None else _array(seeds).tolist()  # numpy's integers are no JSON
         self._judged[id] = claims.judge(claim, self.preset, values, sd=spread, seeds=seeds)
         print(claims.verdict_line(self._judged[id]))
 

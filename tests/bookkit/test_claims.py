@@ -110,6 +110,17 @@ def test_registry_refuses_duplicates_and_other_tables() -> None:
         claims.parse({"claims": []})
 
 
+@pytest.mark.parametrize("key", ["claim", "paper", "claim.check"])
+@pytest.mark.parametrize("found", [{"id": "x"}, "x", [1]])
+def test_one_table_where_each_entry_has_its_own_is_refused(
+    root: Path, key: str, found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"claim": [changed(check=found)]} if key == "claim.check" else {key: found}
+    monkeypatch.setattr(claims, "_table", lambda path, text: table)
+    with pytest.raises(claims.ClaimsError, match=rf"a table of its own, \[\[{key}\]\], got"):
+        claims.papers(root)
+
+
 def test_registry_names_a_broken_file(root: Path) -> None:
     (root / "book" / "claims.toml").write_text("[[claim\n", encoding="utf-8")
     with pytest.raises(claims.ClaimsError, match=r"claims\.toml: .*line 1"):
@@ -200,6 +211,37 @@ def test_the_file_agrees_with_itself() -> None:
     entry = claims.judge(one(CLAIM), "quick", {"error": 0.02 + 1e-12})
     assert entry["measured"] == 0.02
     assert entry["verdict"] == "reproduced"
+
+
+def test_the_file_agrees_with_itself_about_intervals() -> None:
+    claim = one(with_check(comparison=">=", bound=0.3, statistic="mean"))
+    values = [0.3000011, 0.3000021, 0.3000031]  # their interval begins below .3, by less than 1e-6
+    (check,) = claims.judge(claim, "quick", {"error": values})["checks"]
+    assert (check["low"], check["holds"]) == (0.3, True)
+
+
+def test_a_fraction_with_a_missing_seed_does_not_hold() -> None:
+    claim = one(with_check(comparison=">=", bound=0.3, statistic="fraction"))
+    entry = claims.judge(claim, "quick", {"error": [True, None, True]})
+    assert entry["verdict"] == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("statistic", "values", "shown"),
+    [
+        ("mean", [0.168] * 10, "0.168 (the same for all 10 seeds)"),
+        ("paired difference", [[0.5, 0.25]] * 3, "0.25 (the same for all 3 seeds)"),
+        ("fraction", [True] * 10, "1 [0.722, 1]"),
+        ("median", [0.0] * 19 + [1.0], "0 [0, 0]"),
+        ("mean", [0.168], "0.168"),
+    ],
+)
+def test_no_interval_is_shown_where_no_seed_differs(
+    statistic: str, values: list[Any], shown: str
+) -> None:
+    claim = one(with_check(statistic=statistic))
+    (check,) = claims.judge(claim, "quick", {"error": values})["checks"]
+    assert claims.shown_value(check) == shown
 
 
 def test_unexpected_verdicts_are_named() -> None:
@@ -298,7 +340,7 @@ def test_scorecard(root: Path) -> None:
     small = claims.scorecard(root, out, ["paper"])[0]
     assert " ".join(small) == (
         "id paper where statement source paper_value measured low high sd seeds bound verdict "
-        "preset device minutes date versions data"
+        "comparison reason preset device minutes date versions data"
     )
     assert (small["verdict"], small["measured"], small["seeds"]) == ("reproduced", 0.004, 5)
     assert (small["minutes"], small["device"]) == (1.5, "cpu")
@@ -307,3 +349,20 @@ def test_scorecard(root: Path) -> None:
     assert claims.scorecard(root, out, ["paper"])[0]["minutes"] == 9.0  # this build comes first
     (out / "results" / "paper" / "toy" / "alpha.json").write_text("{", encoding="utf-8")
     assert claims.scorecard(root, out, ["paper"])[0]["minutes"] == 1.5
+
+
+def test_a_verdict_of_other_checks_is_not_shown_as_todays(root: Path) -> None:
+    results = committed(root)
+    write(claims.published_path(root, "toy/alpha"), results)
+    registry = root / "book" / "claims.toml"
+    text = registry.read_text(encoding="utf-8")
+    registry.write_text(text.replace("<=", ">=").replace("0.02", "0.9"), encoding="utf-8")
+    row = claims.scorecard(root, root / "_build", ["paper"])[0]
+    assert (row["verdict"], row["reason"]) == ("not run", "judged by other checks")
+    assert [row[k] for k in ("measured", "comparison", "bound", "date")] == [None, ">=", 0.9, None]
+    del results["claims"][0]["registered"]  # of a file that is older than this field
+    write(claims.published_path(root, "toy/alpha"), results)
+    row = claims.scorecard(root, root / "_build", ["paper"])[0]
+    assert [row[k] for k in ("verdict", "reason", "comparison", "bound")] == [
+        *("reproduced", None, "<=", 0.02)
+    ]

@@ -136,6 +136,8 @@ def test_claims(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "seeds": None,
         "bound": 0.5,
         "verdict": "not run",
+        "comparison": "<=",
+        "reason": None,
         "preset": "paper",
         "device": None,
         "minutes": None,
@@ -150,6 +152,12 @@ def test_claims(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert shown.count("not run") == 2
     assert "<=  0.5" in shown  # the bound with its comparison
+    old = {"id": "toy.alpha.small", "registered": "0", "verdict": "reproduced", "checks": []}
+    path = root / "_build" / "results" / "quick" / "toy" / "alpha.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"schema": 2, "claims": [old]}), encoding="utf-8")
+    assert cli.main(["claims", "--preset", "quick"]) == 0
+    assert "not run: judged by other checks            <=  0.5" in capsys.readouterr().out
     assert cli.main(["claims", "--preset", "fast"]) == 2
     assert "unknown preset 'fast' (allowed: quick, paper)" in capsys.readouterr().err
 

@@ -538,6 +538,50 @@ def test_nothing_under_notebooks_is_skipped_silently(
     assert {row["run"] for row in json.loads(capsys.readouterr().out)} == set(found)
 
 
+JUPYTER = """
+```{{code-cell}} python
+text = (
+    "value %d"
+    % seed
+)
+files = !ls
+json?
+```
+
+```{{code-cell}} python
+%%time
+import bookkit
+bookkit.start("{name}", globals()).save()
+```
+"""
+
+
+def test_whatever_jupyter_runs_keeps_its_results(repository: Repository) -> None:
+    repository.write("toy/jupyter", JUPYTER, "")
+    out = repository.root / "odd {x} [1] {"  # papermill takes a path for a format
+    (outcome,) = repository.run("toy/jupyter", out=out)
+    assert (outcome.status, outcome.message) == ("done", "")
+    assert [o.status for o in repository.run("toy/jupyter", out=out)] == ["cached"]
+
+
+def test_what_is_edited_during_a_run_is_not_what_ran(repository: Repository) -> None:
+    source = repository.source("toy/plain")
+    helper = source.with_name("helper.py")
+    helper.write_text("x = 1\n", encoding="utf-8")
+    edit = "import helper\nfor name in ('helper.py', 'plain.md'):\n"
+    edit += "    text = open(name).read()\n"
+    edit += "    open(name, 'w').write(text.replace('x = 1', 'x = 22').replace('= 2', '= 3'))\n"
+    repository.edit(source, 'print("computed"', edit + 'print("computed"')
+    before = cache.sources(source), cache.source_hash(source)
+    (outcome,) = repository.run("toy/plain")
+    assert outcome.status == "done", outcome.message
+    results = repository.results("toy/plain")
+    assert (results["sources"], results["source_hash"]) == before
+    assert results["parameters"]["steps"] == 2
+    assert before[0] != cache.sources(source)
+    assert cache.up_to_date(*repository.plan("toy/plain")) is None
+
+
 # --- cache ---------------------------------------------------------------------------------------
 
 
@@ -696,6 +740,76 @@ def test_drawing_functions_count_wherever_the_notebook_lies(
     drawings.write_text("size = 4\n")
     os.utime(drawings, ns=(1, 1))
     assert cache.source_hash(notebook, repository.root) != before
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "%%time\nimport helper",
+        "if True:\n    %run -i helper.py 3",
+        "%run ./helper",
+        "from bookkit import start\ndef (",  # not Python: the run will say so
+    ],
+)
+def test_modules_that_magic_uses_count(repository: Repository, use: str) -> None:
+    source = repository.source("toy/plain")
+    helper = source.with_name("helper.py")
+    helper.write_text("x = 1\n")
+    repository.edit(
+        source,
+        "\n```{code-cell} python\nimport json, os",
+        f"\n```{{code-cell}} python\n{use}\n```\n\n```{{code-cell}} python\nimport json, os",
+    )
+    before, kept = cache.source_hash(source), cache.sources(source)
+    helper.write_text("x = 2\n")
+    os.utime(helper, ns=(1, 1))
+    assert (cache.source_hash(source) != before) is (cache.sources(source) != kept)
+    assert (cache.source_hash(source) != before) is ("def" not in use)
+
+
+def test_a_copy_of_a_notebook_is_judged_as_what_it_was_copied_from(
+    repository: Repository, tmp_path: Path
+) -> None:
+    copied = tmp_path / "mine" / "copy.md"
+    copied.parent.mkdir()
+    shutil.copy(repository.source("toy/recorded"), copied)
+
+    def key() -> str:
+        (job,) = repository.plan(str(copied))
+        return cache.cache_key(job)
+
+    before = key()
+    repository.edit(repository.root / "book" / "claims.toml", "quick = 0.02", "quick = 0.03")
+    assert (judged := key()) != before
+    published = claims.published_path(repository.root, "toy/recorded")
+    published.parent.mkdir(parents=True)
+    published.write_text('{"data": {"x": 1}}', encoding="utf-8")
+    assert key() != judged
+    shutil.copy(copied, repository.source("toy/copied"))
+    (outcome,) = repository.run("toy/copied")
+    assert outcome.status == "failed"
+    assert "with 'toy/recorded': it must be 'toy/copied'" in outcome.message
+    assert repository.kernels() == []
+
+
+def test_own_notebooks_of_the_same_name_are_told_apart(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = repository.source("toy/plain").read_text(encoding="utf-8")
+    keys = []
+    for folder in ("x/week1", "y/week1"):
+        path = tmp_path / folder / "hw.md"
+        path.parent.mkdir(parents=True)
+        path.write_text(text + '\n```{code-cell} python\nopen("numbers.csv")\n```\n')
+        (job,) = repository.plan(str(path))
+        keys.append(cache.cache_key(job))
+    (path.parent / "numbers.csv").write_text("1\n")
+    keys.append(cache.cache_key(job))
+    (path.parent / "numbers.csv").write_text("22\n")
+    keys.append(cache.cache_key(job))
+    assert len(set(keys)) == 4
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    assert notebooks._named("/hw.md", [])[0].name == "hw"  # at the top there is no folder's name
 
 
 def truncate(path: Path) -> None:

@@ -71,6 +71,18 @@ def test_one_seed_decides_nothing_and_a_missing_value_fails():
     assert interval([2.0, 2.0, 2.0], "mean") == Interval(2.0, 2.0, 2.0, 3)
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_the_median_of_a_few_seeds_promises_no_more_than_it_keeps(n):
+    rng = np.random.default_rng(0)
+    found = [interval(rng.normal(size=n), "median") for _ in range(400)]
+    assert sum(one.low <= 0 <= one.high for one in found) / 400 >= 0.91
+    assert (decides(interval(np.arange(1.0, n + 1), "median"), ">", 0.0) is None) is (n < 5)
+
+
+def test_a_fraction_with_a_missing_seed_fails():
+    assert decides(interval([True, math.nan, True], "fraction"), ">=", 0.0) is False
+
+
 def test_median_interval_does_not_change_from_call_to_call():
     values = np.random.default_rng(2).normal(size=15)
     assert interval(values, "median") == interval(values, "median")

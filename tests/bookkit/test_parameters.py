@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,51 @@ def test_what_changes_a_parameter_is_not_passed_over(line: str, names: str, writ
 def test_a_parameter_is_changed_in_place_or_beside_magic() -> None:
     found = parameters.parameters("%matplotlib inline\nx = 1\nx += 0.5\n!date\nx: int\nprint(x)")
     assert found["x"].default == 1.5
+
+
+@pytest.mark.parametrize(
+    ("source", "imports"),
+    [
+        ('text = (\n    "value %d"\n    % number\n)\nimport a', "import a"),
+        ("files = !ls\nimport a", "import a"),
+        ("torch?\nimport a", "import a"),
+        ("%%time\nimport a", "import a"),
+        ("%%capture out\n%%time\n%matplotlib inline\nimport a", "import a"),
+        ("%%bash\nfor x in a; do\n  import b\ndone", ""),
+    ],
+)
+def test_every_cell_that_jupyter_runs_is_read_as_python(source: str, imports: str) -> None:
+    found = ast.walk(parameters.parse(parameters.python(source)))
+    assert [ast.unparse(n) for n in found if isinstance(n, ast.Import)] == [imports] * bool(imports)
+
+
+def test_a_cell_that_jupyter_cannot_run_is_left_to_the_parser() -> None:
+    with pytest.raises(UsageError, match="line 3: unindent does not match"):
+        parameters.parameters("if True:\n        x = 1\n    y = !ls")
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("[1, 3]", [0.5], "[1.0, 3.0]"),
+        ("1, 3", [0.5], "[1.0, 3.0]"),
+        ("[[6, 1]]", [[6.0, 1], [6.0, 0.1]], "[[6.0, 1.0]]"),
+        ([1, 3], (0.5, 2), "[1.0, 3.0]"),
+        ("(1, 3)", (0.5, 2), "(1.0, 3.0)"),
+        ("[true, False]", [True], "[True, False]"),
+        ("[1, 3]", [2], "[1, 3]"),
+    ],
+)
+def test_the_values_of_a_list_take_the_type_of_the_defaults(
+    text: Any, default: Any, value: str
+) -> None:
+    assert repr(parameters.convert(text, "p", Parameter(default))) == value
+
+
+@pytest.mark.parametrize(("text", "default"), [("[1]", [True]), ("1" + "0" * 400, 0.5)])
+def test_values_of_another_type_are_refused(text: str, default: Any) -> None:
+    with pytest.raises(UsageError, match="parameter 'p' must be"):
+        parameters.convert(text, "p", Parameter(default))
 
 
 def test_values_that_papermill_put_in_are_not_passed_over(write: Any) -> None:

@@ -187,6 +187,15 @@ def test_a_statistic_is_judged_by_its_interval(
         run.claim("toy.alpha.small", error=[0.01, 0.02])
 
 
+def test_numpys_integers_are_numbers(root: Path) -> None:
+    run = begin()
+    run.claim("toy.alpha.small", error=0.01, seeds=np.int64(3))
+    run.uses({"name": "mnist", "checksum": "sha256:2", "n": np.int64(7), "share": np.float32(0.5)})
+    stored = json.loads(json.dumps(run.results(), allow_nan=False))
+    assert stored["claims"][0]["seeds"] == 3
+    assert [stored["datasets"][0][key] for key in ("n", "share")] == [7, 0.5]
+
+
 def test_claim_refuses(root: Path) -> None:
     run = begin()
     with pytest.raises(ValueError, match=r"unknown claim 'toy.alpha.smal'.*did you mean"):
