@@ -82,6 +82,16 @@ class Rule(nn.Module):
     with a :meth:`send` of its own cuts the network into blocks and is named by the block that
     receives. Blocks run once in a pass and have one path between them.
 
+    Example:
+        >>> import fabook
+        >>> g = torch.Generator().manual_seed(0)
+        >>> rule = fabook.DFA(fabook.mlp([4, 3, 2], generator=g), generator=g)
+        >>> rule.receivers, rule.feedback["0"].shape  # F_1: from two outputs to three hidden units
+        (['0'], torch.Size([3, 2]))
+        >>> loss = rule.sgd_step(torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1]), 0.1)
+        >>> loss.shape
+        torch.Size([])
+
     Args:
         net: any module.
         generator: CPU generator for the feedback, such as ``torch.Generator().manual_seed(0)``;

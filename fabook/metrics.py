@@ -28,6 +28,15 @@ class Alignment:
         layers: cosine by layer name, bottom to top; NaN where a vector is zero.
         total: cosine of the layers' concatenation (per sample: mean of these cosines).
         excluded: number of zero vectors by layer (per sample: of samples).
+
+    Example:
+        >>> from fabook import FA, mlp
+        >>> net = mlp([4, 3, 2], generator=torch.Generator().manual_seed(0))
+        >>> found = weight_alignment(FA(net, feedback={"0": net[2].weight.detach()}))  # B = W
+        >>> {name: round(cos, 6) for name, cos in found.layers.items()}, round(found.total, 6)
+        ({'2': 1.0}, 1.0)
+        >>> found.excluded
+        {'2': 0}
     """
 
     layers: dict[str, float]
@@ -124,6 +133,13 @@ def network_alignment(
 
     Args:
         rule, x, target, loss, reduction: as in :func:`fabook.gradient_alignment`.
+
+    Example:
+        >>> from fabook import BP, Shallow, mlp
+        >>> net = mlp([4, 3, 2], generator=torch.Generator().manual_seed(0))
+        >>> x, y = torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1])
+        >>> round(network_alignment(BP(net), x, y), 6), network_alignment(Shallow(net), x, y) > 0
+        (1.0, True)
     """
     ours, true = _weight_gradients(rule, x, target, loss, reduction)
     return cosine_of_all([(ours[name], true[name]) for name in ours])
@@ -147,7 +163,13 @@ def _weight_gradients(
 
 
 def cosine_of_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Cosine of the first tensors of all pairs, concatenated, with the second; NaN of none."""
+    """Cosine of the first tensors of all pairs, concatenated, with the second; NaN of none.
+
+    Example:
+        >>> a, b = torch.tensor([3.0]), torch.tensor([[4.0], [0.0]])
+        >>> cosine_of_all([(a, a), (b, 0 * b)])  # of (3, 4, 0) with (3, 0, 0)
+        0.6
+    """
     if not pairs:
         return float("nan")
     a = torch.cat([a.flatten() for a, _ in pairs])
@@ -183,6 +205,18 @@ def gradient_alignment_per_sample(
     Raises:
         ValueError: unknown ``at``.
         UnsupportedModule: the network is no stack, so that it has no signals by layer.
+
+    References: Refinetti et al. (2021), https://arxiv.org/abs/2011.12428;
+    Song, Xu & Lafferty (2021), https://arxiv.org/abs/2106.06044
+
+    Example:
+        >>> from fabook import FA, mlp
+        >>> net = mlp([4, 3, 2], generator=torch.Generator().manual_seed(0))
+        >>> rule = FA(net, feedback={"0": -net[2].weight.detach()})  # uphill, for every sample
+        >>> x, y = torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1])
+        >>> found = gradient_alignment_per_sample(rule, x, y)
+        >>> round(found.total, 6), found.excluded
+        (-1.0, {'0': 0})
     """
     choose("at", at, ("preactivation", "activation"))
     check_rule(rule)
@@ -286,6 +320,14 @@ def network_overlap(nets: Sequence[nn.Module]) -> float:
 
     Raises:
         ValueError: fewer than two networks.
+
+    References: Refinetti et al. (2021), https://arxiv.org/abs/2011.12428
+
+    Example:
+        >>> from fabook import mlp
+        >>> nets = [mlp([4, 3, 2], generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+        >>> round(network_overlap(nets[:2]), 6), network_overlap(nets) < 1
+        (1.0, True)
     """
     if len(nets) < 2:
         raise ValueError(f"overlap needs at least two networks; got {len(nets)}")

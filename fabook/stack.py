@@ -31,7 +31,14 @@ _aten = torch.ops.aten
 
 
 class UnsupportedModule(TypeError):
-    """A module through which a feedback rule cannot send an error; the message names it."""
+    """A module through which a feedback rule cannot send an error; the message names it.
+
+    Example:
+        >>> from fabook import FA
+        >>> FA(nn.Tanh())
+        Traceback (most recent call last):
+        fabook.stack.UnsupportedModule: the network has no nn.Linear or nn.Conv2d layer...
+    """
 
 
 class Signal(NamedTuple):
@@ -45,6 +52,15 @@ class Signal(NamedTuple):
         incoming: the signal before it passed the activation, at h_l; None at the top.
         grads: gradients of its own parameters that are known already.
         is_weight_layer: whether it is a Linear or Conv2d.
+
+    Example:
+        >>> from fabook import BP, mlp
+        >>> net = mlp([4, 3, 2], generator=torch.Generator().manual_seed(0))
+        >>> seen = list(BP(net).trace(torch.ones(5, 4), torch.tensor([0, 1, 1, 0, 1])))
+        >>> [(s.name, tuple(s.error.shape)) for s in seen if s.is_weight_layer]  # from the top down
+        [('2', (5, 2)), ('0', (5, 3))]
+        >>> seen[0].gradient("weight").shape
+        torch.Size([2, 3])
     """
 
     name: str
