@@ -324,10 +324,8 @@ class Book:
         return first | {"paper": "committed"} if "paper" not in first else first
 
     def entry(self, claim: claims.Claim, preset: str) -> dict[str, Any]:
-        """What a run says of a claim."""
-        run = self.runs[claim.notebook][preset] or {"claims": []}
-        found = {entry["id"]: entry for entry in run["claims"]}
-        return found.get(claim.id) or claims.judge(claim, preset, None)
+        """What a run says of a claim today."""
+        return claims.standing(claim, preset, self.runs[claim.notebook][preset] or {})[0]
 
     def verdict(self, claim: claims.Claim) -> dict[str, Any]:
         """What counts: the paper preset's entry where it has been run, else this build's."""
