@@ -121,7 +121,7 @@ def figure(
         options: further options of ``plt.subplots``, such as ``sharey``.
 
     Returns:
-        The figure, and its axes: one, or an array of them.
+        A figure with its axes, one or an array of them.
 
     Example:
         >>> import matplotlib.pyplot as plt

@@ -241,7 +241,7 @@ class KolenPollack(Rule, label="KP", colour="#6D4084", law="feedback", linear=Tr
 
     A step that W takes and B does not is an error at the next update; in a fused optimizer or
     through ``p.data``, which torch does not count as writes, it is noticed in the first updates
-    only. Gradients that were changed for W alone are an error after :meth:`backward`, and are not
+    only. Gradients that were changed for W alone are an error after ``backward``, and are not
     noticed in a loop of one's own. Nor is a step of another size, as of another learning rate.
 
     References: Kolen & Pollack (1994), https://doi.org/10.1109/ICNN.1994.374486;
