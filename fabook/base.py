@@ -19,10 +19,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ._checks import HOW, choose
-from .graph import Cuts, Transported, block_shapes, check_module, default_places, sent_whole
+from .graph import (
+    Cuts,
+    Transported,
+    block_shapes,
+    check_module,
+    default_places,
+    makes_maps,
+    sent_whole,
+)
 from .losses import Loss, output_error
 from .networks import INITS, draw
-from .stack import Signal, Stack, UnsupportedModule, measuring, refuse, rows
+from .stack import Signal, Stack, UnsupportedModule, is_hooked, measuring, refuse, rows
 
 LAWS = ("weight", "feedback", "product")
 _LABELS: weakref.WeakValueDictionary[str, type[Rule]] = weakref.WeakValueDictionary()
@@ -593,9 +601,7 @@ class Rule(nn.Module):
             if first and not last and type(self).from_top is not Rule.from_top:
                 raise ValueError(f"{type(self).__name__} sends probabilities of the last axis only")
         if last == first:
-            if not any(
-                isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in self.net.modules()
-            ):
+            if not makes_maps(self.net):
                 return False
             raise ValueError(
                 f"a target {tuple(target.shape)} of outputs {tuple(output.shape)} does not say "
@@ -634,7 +640,7 @@ class Rule(nn.Module):
         stack = self.stack
         stack.check_unchanged()
         for p in (*stack.parameters, *self._held_parameters()):
-            if p._backward_hooks or p._post_accumulate_grad_hooks:
+            if is_hooked(p):
                 name = next(name for name, each in self.named_parameters() if each is p)
                 raise RuntimeError(
                     f"hooks on parameter {name!r} would not run: take rule(x) and your own loss's "

@@ -333,7 +333,8 @@ class Transported(_Bound):
             if not _is_same(self.matrix(name), w):
                 self.weights[name] = self._true.pop(name)
                 self._by_id[id(w)] = name
-                self.learning |= {n: b for n, b in self._learning.items() if n == name}
+                if name in self._learning:
+                    self.learning[name] = self._learning[name]
                 self._plans.clear()
 
     @property
@@ -868,8 +869,11 @@ def sent_whole(net: nn.Module, h: Tensor, output: Tensor) -> bool:
     A block whose output has the axes of the network's before the last one is sent to position by
     position, but for maps of convolutions with as many channels as there are classes.
     """
-    if h.shape == output.shape and h.ndim > 2:
-        kinds = {type(module) for module in net.modules()}
-        if any(issubclass(kind, nn.modules.conv._ConvNd) for kind in kinds):
-            return h.ndim > 3 or not any(issubclass(kind, nn.Linear) for kind in kinds)
+    if h.shape == output.shape and h.ndim > 2 and makes_maps(net):
+        return h.ndim > 3 or not any(isinstance(module, nn.Linear) for module in net.modules())
     return h.shape[:-1] != output.shape[:-1]
+
+
+def makes_maps(net: nn.Module) -> bool:
+    """Whether a network has a convolution, whose classes or channels are on axis 1."""
+    return any(isinstance(module, nn.modules.conv._ConvNd) for module in net.modules())

@@ -275,6 +275,11 @@ def unusable(module: nn.Module) -> str | None:
     return None
 
 
+def is_hooked(parameter: nn.Parameter) -> bool:
+    """Whether a hook waits for its gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
 def _check_all(net: nn.Module) -> None:
     """Refuse what would be passed over silently, in containers too."""
     for name, module in net.named_modules():
@@ -284,9 +289,8 @@ def _check_all(net: nn.Module) -> None:
             raise refuse(name, module, "has a forward of its own, apart from its class")
         if any(getattr(module, hooks) for hooks in _HOOKS):
             raise refuse(name, module, "has hooks, which would not run")
-        for p in module.parameters(recurse=False):
-            if p._backward_hooks or p._post_accumulate_grad_hooks:
-                raise refuse(name, module, "has hooks on a parameter, which would not run")
+        if any(map(is_hooked, module.parameters(recurse=False))):
+            raise refuse(name, module, "has hooks on a parameter, which would not run")
         if nn.utils.parametrize.is_parametrized(module):
             raise refuse(name, module, "has no plain weight: it is parametrised")
 

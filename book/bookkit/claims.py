@@ -517,16 +517,28 @@ def shown_value(check: Mapping[str, Any]) -> str:
     if check.get("statistic") is None:
         return value
     low, high = (check[end] for end in ("low", "high"))
-    if same_for_all(check):
+    least, most = ends(check) or (0, 1)
+    if least == most:
         return f"{value} (the same for all {check['seeds']} seeds)"
     return value if low is None or high is None else f"{value} [{low:.3g}, {high:.3g}]"
 
 
-def same_for_all(check: Mapping[str, Any]) -> bool:
-    """Whether every seed gave the value: nothing was drawn, and there is no interval to show."""
-    values = check.get("values") or []
-    alike = len(values) > 1 and all(value == values[0] for value in values)
-    return alike and check["low"] is not None and check["low"] == check["high"]
+def ends(check: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Smallest and largest value of a check's seeds; None where they say yes or no, or are unknown.
+
+    Example:
+        >>> ends({"statistic": "mean", "values": [0.5, 0.25]})
+        (0.25, 0.5)
+        >>> ends({"statistic": "paired difference", "values": [[5, 3], [2, 1]]})
+        (1, 2)
+    """
+    if check.get("statistic") in (None, "fraction"):
+        return None
+    pairs = [one if isinstance(one, list) else [one, 0] for one in check.get("values") or ()]
+    if len(pairs) < 2 or any(None in pair for pair in pairs):
+        return None
+    values = [round_number(one - other) for one, other in pairs]
+    return min(values), max(values)
 
 
 def _show(bound: Bound) -> str:

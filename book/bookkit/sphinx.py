@@ -395,24 +395,6 @@ def marks(claim: claims.Claim) -> dict[str, str]:
     return {n: f"({chr(97 + i)}) " if len(names) > 1 else "" for i, n in enumerate(names)}
 
 
-def ends(check: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Smallest and largest value of a check's seeds; None where they say yes or no, or are unknown.
-
-    Example:
-        >>> ends({"statistic": "mean", "values": [0.5, 0.25]})
-        (0.25, 0.5)
-        >>> ends({"statistic": "paired difference", "values": [[5, 3], [2, 1]]})
-        (1, 2)
-    """
-    if check.get("statistic") in (None, "fraction"):
-        return None
-    pairs = [one if isinstance(one, list) else [one, 0] for one in check.get("values") or ()]
-    if len(pairs) < 2 or any(None in pair for pair in pairs):
-        return None
-    values = [claims.round_number(one - other) for one, other in pairs]
-    return min(values), max(values)
-
-
 def worst_first(checks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Checks that failed, then those that are undecided, then those that hold."""
     return sorted(checks, key=lambda check: (False, None, True).index(check["holds"]))
@@ -433,7 +415,7 @@ def render(name: str, **values: Any) -> str:
         "minutes": minutes,
         "rerun": rerun_command,
         "marks": marks,
-        "ends": ends,
+        "ends": claims.ends,
         "worst_first": worst_first,
         "flat": lambda text: " ".join(str(text).split()),
     }
