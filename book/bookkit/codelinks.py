@@ -21,6 +21,7 @@ _CHAIN = re.compile(
     rf"(?<!{re.escape(_DOT)}){_WORD}(?:{re.escape(_DOT)}{_WORD})*(?!<span class=\"o\">=</span>)"
 )
 _BLOCK = re.compile(r"<pre>.*?</pre>", re.DOTALL)
+_PROMPT = re.compile(r"^(?:>>>|\.\.\.) ?(.*)$", re.MULTILINE)
 _LINKED = {"function", "class", "method", "classmethod", "staticmethod", "exception"}
 
 
@@ -78,11 +79,18 @@ def linked(block: str, meaning: Mapping[str, str], find: Callable[[str], str | N
     return _CHAIN.sub(link, block)
 
 
+def _code(text: str) -> str:
+    """Return a cell as it is, of an example with prompts what was typed."""
+    typed = _PROMPT.findall(text)
+    return "\n".join(typed) if typed else text
+
+
 def _link(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     if doctree is None or "body" not in context:
         return
     known = app.env.domains["py"].data["objects"]
-    meaning = imported(block.astext() for block in doctree.findall(nodes.literal_block))
+    blocks = doctree.findall(lambda n: isinstance(n, (nodes.literal_block, nodes.doctest_block)))
+    meaning = imported(_code(block.astext()) for block in blocks)
 
     def find(name: str) -> str | None:
         root, _, rest = name.partition(".")

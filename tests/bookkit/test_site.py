@@ -277,6 +277,13 @@ def test_search_finds_a_word_and_leads_to_its_page(browser: Any, address: str) -
 # --- the order of a page, and how it reads --------------------------------------------------------
 
 
+def test_code_leads_to_the_api_pages(html: Path, notebook_visits: list[Visit]) -> None:
+    for page in (v.page for v in notebook_visits):
+        text = (html / page).read_text(encoding="utf-8")
+        links = re.findall(r'<a class="api-link" href="(?:../)*api/[^"#]*#fabook[.][^"]*"', text)
+        assert len(links) >= 5, page  # where they lead: test_links_and_anchors_resolve
+
+
 def test_every_notebooks_page_has_a_hero(notebook_visits: list[Visit]) -> None:
     assert [v.page for v in notebook_visits if not v.seen["hero"]] == []
 
