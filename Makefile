@@ -91,7 +91,7 @@ claims: quick
 
 site: quick browser
 	$(call stage,site,$(BIN)/fabook build)
-	$(call stage,site in a browser,$(call pytest,site) -n $(JOBS) --dist loadgroup tests/bookkit/test_site.py tests/bookkit/test_pdf.py tests/test_explorables.py)
+	$(call stage,site in a browser,$(call pytest,site) -n $(JOBS) --dist loadfile tests/bookkit/test_site.py tests/bookkit/test_pdf.py tests/test_explorables.py)
 
 browser:
 	@if { command -v chromium || command -v google-chrome; } >/dev/null \

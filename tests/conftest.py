@@ -38,15 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: left out without --kills")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--kills") == 1:
         left = [item for item in items if item.get_closest_marker("long") is not None]
         items[:] = [item for item in items if item not in left]
         config.hook.pytest_deselected(items=left)
-    for item in items:  # what looks at every page: one process, which visits each once
-        if "visits" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("visits"))
 
 
 @pytest.fixture(autouse=True)
