@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from bookkit.codelinks import imported, linked
@@ -40,8 +42,6 @@ def test_a_chain_leads_to_its_longest_known_part(code: str, wanted: set[str]) ->
 
 
 def test_the_text_of_the_code_stays() -> None:
-    import re
-
     code = chain("theory", "Net", "forward") + span("p", "(") + chain("lib", "train")
     found = linked(code, MEANING, PLACES.get)
     assert re.sub("<a [^>]*>|</a>", "", found) == code
