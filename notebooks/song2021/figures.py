@@ -431,7 +431,7 @@ def nonlinear_cutoff(data: Any) -> Any:
         ax.set_xticks([-10_000, -5000, 0, 5000], ["−10,000", "−5,000", "0", "5,000"])
     axes[0].set(ylabel=r"$\cos(b, \beta)$", ylim=(-0.06, 1.02), title="aligned")
     axes[1].set(ylabel="mean squared error", yscale="log", title="and no error left")
-    plots.legend(axes[0], loc="upper left", fontsize=9, labelspacing=0.2)
+    plots.legend_above(axes, ncols=5)
     plots.letters(axes)
     return fig
 

@@ -246,7 +246,7 @@ def _rest(ax: Any, rest: Any) -> None:
     ax.set(
         xscale="log",
         xlabel=r"decay $\lambda$ of both layers",
-        ylim=(float(rest.cosine.min()) - 0.02, 1.15),
+        ylim=(float(rest.cosine.min()) - 0.02, 1.22),
         title="rest",
     )
     ax.set_xticks(rest.penalty.values, [f"{v:g}" for v in rest.penalty.values])
