@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def page(found: dict[str, Any]) -> str:
         f"(asked: {ASKED:.0%}). "
         f"{total - same - opposite} are undecided where the other is not, and {opposite} are the "
         f"opposite. ({len(rows)} claims that the quick preset judges, {len(rows[0]['seeds'])} "
-        f"seeds each, {found['date']}.)",
+        f"seeds each, {found['date']}, sources of commit `{found['commit']}`.)",
         "## Verdicts that differ",
         "| claim | own seed | other seed | what came out |\n| --- | --- | --- | --- |",
     ]
@@ -88,19 +89,28 @@ def page(found: dict[str, Any]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def commit() -> str:
+    """The revision that was measured, and whether files were changed since."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="1..10", help="a range")
     parser.add_argument("--jobs", type=int, help="kernels at a time")
+    parser.add_argument("--check", action="store_true", help="only: is the page that of its table?")
     parser.add_argument("names", nargs="*", help="notebooks; all by default, and then the page")
     args = parser.parse_args()
+    above, _, below = PAGE.read_text(encoding="utf-8").partition(START)
+    if args.check:
+        return int(below != (page(json.loads(TABLE.read_text("utf-8"))) if TABLE.exists() else ""))
     names = [book.name for book in notebooks.select(ROOT, args.names)]
     rows = [row for name in names for row in measured(name, args.seeds, args.jobs)]
-    found = {"date": datetime.date.today().isoformat(), "rows": rows}
+    found = {"date": datetime.date.today().isoformat(), "commit": commit(), "rows": rows}
     print(page(found))
     if not args.names:
         TABLE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        above = PAGE.read_text(encoding="utf-8").partition(START)[0]
         PAGE.write_text(above + START + page(found), encoding="utf-8")
     _, total, same = counted(rows)
     return int(same < ASKED * total)

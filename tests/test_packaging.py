@@ -280,8 +280,9 @@ def test_nothing_is_left_undone_or_switched_off() -> None:
     assert [(name, m) for name, text in own.items() for m in marks if m in text] == []
 
 
-def test_readme_scorecard_is_current() -> None:
-    command = [sys.executable, ".ci/readme.py", "--check"]
+@pytest.mark.parametrize("script", ["readme.py", "stability.py"])
+def test_tables_are_those_of_their_files(script: str) -> None:
+    command = [sys.executable, f".ci/{script}", "--check"]
     run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 

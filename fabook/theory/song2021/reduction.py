@@ -86,7 +86,7 @@ class Trajectory:
         moved: (P, R) cosine of b with $\\beta - \\beta_0$; NaN at the start.
         stopped: (R,) the step at which each run ended.
         settled: (R,) whether the stopping rule ended it, not the number of steps.
-        seen: what the probes returned, name to (P, ...).
+        values: what the probes returned, name to (P, ...).
 
     Source: the quantities of Song, Xu & Lafferty (2021), https://arxiv.org/abs/2106.06044
 
@@ -108,7 +108,7 @@ class Trajectory:
     moved: Array
     stopped: np.ndarray
     settled: np.ndarray
-    seen: dict[str, np.ndarray] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
 
     def final(self, name: str) -> Array:
         """``loss``, ``cosine`` or ``moved`` of each run where it stopped, (R,)."""
