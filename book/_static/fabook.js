@@ -73,7 +73,7 @@ function enlarge(picture) {
 // A formula wider than its place is drawn smaller instead of scrolling.
 function fit(within) {
   for (const formula of within.querySelectorAll("mjx-container[display]")) {
-    formula.style.fontSize = "";
+    formula.style.fontSize = formula.dataset.size ??= formula.style.fontSize; // MathJax's own
     const room = formula.clientWidth;
     if (room && formula.scrollWidth > room + 1) {
       const size = parseFloat(getComputedStyle(formula).fontSize);

@@ -432,6 +432,19 @@ def test_formulas_are_drawn_and_are_no_tab_stops(browser: Any, address: str) -> 
     assert spoken == drawn
 
 
+def test_formulas_have_one_size(browser: Any, address: str) -> None:
+    browser.get(f"{address}/notebooks/refinetti2021/online_dynamics.html")
+    settle(browser)
+    browser.execute_script("for (const fold of document.querySelectorAll('details')) fold.open = 1")
+    lines, own = browser.execute_script(
+        "const size = e => parseFloat(getComputedStyle(e).fontSize);"
+        "const all = q => [...new Set([...document.querySelectorAll(q)]"
+        "  .map(e => (size(e) / size(e.parentElement)).toFixed(2)))];"
+        "return [all('p mjx-container:not([display])'), all('mjx-container[display]')]"
+    )
+    assert lines == own == ["1.10"]
+
+
 def test_icons_come_from_the_small_font(browser: Any, address: str) -> None:
     browser.get_log("performance")
     browser.get(f"{address}/notebooks/refinetti2021/online_dynamics.html")
