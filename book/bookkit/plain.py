@@ -201,7 +201,7 @@ class Words:
             )
             rows.append(
                 f"**{self.text(_flat(claim.statement))}**"
-                + (f" {failed}." if failed else "")
+                + (f" What fails: {failed}." if failed else "")
                 + self._said("Changed after a run", claim.changed_after_run)
                 + self._said("What was tried", claim.tried)
             )

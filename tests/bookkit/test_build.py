@@ -465,7 +465,7 @@ def test_a_page_carries_the_bibtex_of_its_paper_and_of_the_book(
 def test_what_did_not_hold_is_said_from_verdicts(book: sphinx.Book) -> None:
     text = made(book, "not-held")
     assert "## What did not hold" in text
-    assert "lowest value: -1 ± 0.001 [not > 0]" in text
+    assert "*What fails:* lowest value: -1 ± 0.001 [not > 0]" in " ".join(text.split())
     assert "Two ways." in text
     for run in book.runs["toy/one"].values():
         for entry in run["claims"] if run else ():

@@ -278,7 +278,7 @@ def test_every_construct_becomes_plain_markdown(book: Path) -> None:
         "**Figure 2.** Twice 5\\_0 %.",
         "## What did not hold\n\n**Dots are *small*",
         "**Dots are *small*, [Doe and van Roe (2020)]"
-        f"({link}).** the error: 0.7 (not ≤ 0.5, a bound of ours). "
+        f"({link}).** What fails: the error: 0.7 (not ≤ 0.5, a bound of ours). "
         "Changed after a run: It was in inches. What was tried: All of it.",
         "*Not reproduced.* Changed after a run: It was in inches.",
         "**Exercise 1.**\n\nDo it.",
