@@ -470,6 +470,6 @@ def pairs(data: Any) -> Markdown:
     rows = []
     for place, rule in enumerate(rules[:-1]):
         leads = [lead(data, rule, other) for other in rules[place + 1 :]]
-        cells = [_text(*found) + (" *" if found[0] > found[1] else "") for found in leads]
+        cells = [_text(*found) + ("\u00a0*" if found[0] > found[1] else "") for found in leads]
         rows.append([f"**{rule}**", *[""] * place, *cells])
     return _markdown(["leads, in points", *(f"over {rule}" for rule in rules[1:])], rows)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import pytest
+from bs4 import BeautifulSoup
 from selenium.webdriver.support.ui import WebDriverWait
 
 from bookkit import build, claims, sphinx, web
@@ -418,6 +419,17 @@ def test_mathjax_is_loaded_only_for_formulas(browser: Any, address: str, html: P
         text = path.read_text(encoding="utf-8")
         formula = 'class="math' in text or 'class="amsmath' in text
         assert ("mathjax/startup.js" in text) == formula, path
+
+
+def test_no_formula_is_left_as_text(html: Path) -> None:
+    found = {}
+    for path in sorted(html.rglob("*.html")):
+        article = BeautifulSoup(path.read_text("utf-8"), "html.parser").select_one(".bd-article")
+        for part in article.select("pre, code, script, style, .math") if article else ():
+            part.decompose()
+        if article and (left := re.findall(r".{0,20}\$.{0,20}|.{0,20}\{,\}.{0,20}", article.text)):
+            found[path.name] = left
+    assert found == {}
 
 
 def test_formulas_are_drawn_and_are_no_tab_stops(browser: Any, address: str) -> None:
