@@ -71,21 +71,23 @@ def page(found: dict[str, Any]) -> str:
     """Markdown: how often the verdicts agree, and each that did not."""
     rows = found["rows"]
     said, total, same = counted(rows)
+    both = sum(n for own, v, n in said if claims.UNDECIDED not in (own, v))
     opposite = sum(n for own, v, n in said if own != v and claims.UNDECIDED not in (own, v))
     lines = [
-        f"**{same} of {total} verdicts ({same / total:.1%}) are those of the page's own seed** "
-        f"(asked: {ASKED:.0%}). "
-        f"{total - same - opposite} are undecided where the other is not, and {opposite} are the "
+        f"**{same} of {total} verdicts ({same / total:.1%}) are those of the page's own seed; "
+        f"{ASKED:.0%} was asked.** {total - same - opposite} are undecided where the other is not. "
+        f"Of the {both} that are decided in both, {both - opposite} agree and {opposite} are the "
         f"opposite. ({len(rows)} claims that the quick preset judges, {len(rows[0]['seeds'])} "
         f"seeds each, {found['date']}, sources of commit `{found['commit']}`.)",
         "## Verdicts that differ",
         "| claim | own seed | other seed | what came out |\n| --- | --- | --- | --- |",
     ]
-    for row in rows:
-        for other in row["others"]:
-            text = other["why"].replace("|", "\\|").replace("<", "&lt;")
-            lines[-1] += (f"\n| `{row['claim']}` | {row['verdict']} | {other['seed']}: "
-                          f"{other['verdict']} | {text} |")  # fmt: skip
+    differ = [(row, other) for row in rows for other in row["others"]]
+    differ.sort(key=lambda pair: claims.UNDECIDED in [one["verdict"] for one in pair])
+    for row, other in differ:  # the opposite ones first
+        text = other["why"].replace("|", "\\|").replace("<", "&lt;")
+        lines[-1] += (f"\n| `{row['claim']}` | {row['verdict']} | {other['seed']}: "
+                      f"{other['verdict']} | {text} |")  # fmt: skip
     return "\n\n".join(lines) + "\n"
 
 
