@@ -390,7 +390,10 @@ def resnet(
     A 3 x 3 convolution, then a stage of residual blocks for each number of channels, each stage but
     the first at half the side, the mean over positions and a linear layer. ``[16, 32, 64]`` with
     three blocks a stage is ResNet-20. Convolutions start at $N(0, 2/n)$ for fan-in $n$, the
-    linear layer as in :func:`.mlp`.
+    linear layer as in :func:`.mlp`. Images that lie in memory as channels-last can crash PyTorch on
+    a CPU where a stage has fewer than 16 channels (a strided 1 x 1 convolution in oneDNN writes out
+    of bounds, see https://github.com/uxlfoundation/oneDNN/issues/6035): give contiguous ones, as
+    :func:`fabook.data.load` does.
 
     Args:
         n_inputs: channels of an image.

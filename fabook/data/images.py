@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._checks import check_count
@@ -360,7 +361,9 @@ def load(
             check_count(f"n_{what} of {', '.join(sums)}", n, most=len(y))
         if len(y) == 0 or not 0 <= y.min() <= y.max() < corpus.n_classes:
             raise DataError(f"{', '.join(sums)}: labels must lie below {corpus.n_classes}")
-        images = torch.tensor(x[:n], dtype=dtype).div_(corpus.white)
+        # Channels first in memory as well: on images laid out as channels-last, oneDNN's gradient
+        # of a narrow strided 1x1 convolution writes out of bounds (uxlfoundation/oneDNN#6035).
+        images = torch.tensor(np.ascontiguousarray(x[:n]), dtype=dtype).div_(corpus.white)
         tensors += [images.flatten(1) if flatten else images, torch.tensor(y[:n]).long()]
     subset = (len(tensors[1]), len(tensors[3])) != corpus.sizes
     return _dataset(name, corpus.title, tensors, corpus.n_classes, files=sums, subset=subset)

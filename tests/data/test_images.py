@@ -63,6 +63,8 @@ def test_prepared_part_stands_in_and_says_so(small, server, tmp_path):
     x, y = cifar_arrays(10)
     assert np.array_equal(dataset.x_train.numpy(), (x[:20] / 255).astype(np.float32))
     assert dataset.y_test.tolist() == y[50:55].tolist()
+    assert dataset.x_train.is_contiguous()  # the file holds channels last
+    assert dataset.x_test.is_contiguous()
     assert dataset.description == "CIFAR-10, 20 training and 5 test images"
     assert dataset.provenance["subset"]
     assert dataset.provenance["checksum"] == hashlib.sha256(prepared_part()).hexdigest()
