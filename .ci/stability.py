@@ -1,8 +1,8 @@
 """Would other seeds have said the same? The quick preset with ten seeds, and the verdicts counted.
 
 Every notebook runs with each seed (what is up to date is not run again), and each claim's verdict
-is held against the one of the page's own seed. The table goes into `book/stability.json`, the page
-that shows it is made from that file: `book/stability.md`.
+is held against the one of the page's own seed. After each notebook its rows of the table are
+written, `book/stability.json`, and the page that is made from it, `book/stability.md`.
 """
 
 from __future__ import annotations
@@ -39,16 +39,22 @@ def measured(name: str, seeds: str, jobs: int | None) -> list[dict[str, Any]]:
             report.problems([o for o in outcomes if o.status == "failed"])
             if any(o.status == "failed" for o in outcomes):
                 raise SystemExit(f"{name}: not every run ended")
-    runs = {point["seed"]: verdicts(job) for job, point in zip(grid.jobs, grid.points)}
-    rows = []
+    return table(name, own, {point["seed"]: job for job, point in zip(grid.jobs, grid.points)})
+
+
+def table(name: str, own: notebooks.Job, others: dict[int, notebooks.Job]) -> list[dict[str, Any]]:
+    """The rows of a notebook, from the results of its own seed and of the others."""
+    runs, rows = {seed: verdicts(job) for seed, job in others.items()}, []
+    made = {"date": datetime.date.today().isoformat(), "commit": commit()}
     for key, claim in verdicts(own).items():
         said = {seed: run[key] for seed, run in runs.items()}
-        others = {seed: c for seed, c in said.items() if c["verdict"] != claim["verdict"]}
+        differ = {seed: c for seed, c in said.items() if c["verdict"] != claim["verdict"]}
         rows.append({
-            "claim": key, "verdict": claim["verdict"], "seeds": list(runs),
+            "notebook": name, "claim": key, "verdict": claim["verdict"], "seeds": list(runs),
             "verdicts": Counter(c["verdict"] for c in said.values()),
             "others": [{"seed": seed, "verdict": c["verdict"], "why": why(c, claim)}
-                       for seed, c in others.items()],
+                       for seed, c in differ.items()],
+            **made,
         })  # fmt: skip
     return rows
 
@@ -70,6 +76,7 @@ def counted(rows: list[dict[str, Any]]) -> tuple[list[tuple[str, str, int]], int
 def page(found: dict[str, Any]) -> str:
     """Markdown: how often the verdicts agree, and each that did not."""
     rows = found["rows"]
+    commits = sorted({row["commit"] for row in rows})
     said, total, same = counted(rows)
     both = sum(n for own, v, n in said if claims.UNDECIDED not in (own, v))
     opposite = sum(n for own, v, n in said if own != v and claims.UNDECIDED not in (own, v))
@@ -78,7 +85,8 @@ def page(found: dict[str, Any]) -> str:
         f"{ASKED:.0%} was asked.** {total - same - opposite} are undecided where the other is not. "
         f"Of the {both} that are decided in both, {both - opposite} agree and {opposite} are the "
         f"opposite. ({len(rows)} claims that the quick preset judges, {len(rows[0]['seeds'])} "
-        f"seeds each, {found['date']}, sources of commit `{found['commit']}`.)",
+        f"seeds each, of {len({row['notebook'] for row in rows})} notebooks of {found['of']}; "
+        f"{rows[-1]['date']}, sources of {', '.join(f'`{each}`' for each in commits)}.)",
         "## Verdicts that differ",
         "| claim | own seed | other seed | what came out |\n| --- | --- | --- | --- |",
     ]
@@ -92,9 +100,12 @@ def page(found: dict[str, Any]) -> str:
 
 
 def commit() -> str:
-    """The revision that was measured, and whether files were changed since."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    """The revision that is measured, and whether what runs was changed since."""
+    git = ["git", "-C", str(ROOT)]
+    made = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True)
+    what = ["notebooks", "fabook", "book/bookkit", "book/claims.toml"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *what], check=False)
+    return made.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
 
 
 def main() -> int:
@@ -102,19 +113,24 @@ def main() -> int:
     parser.add_argument("--seeds", default="1..10", help="a range")
     parser.add_argument("--jobs", type=int, help="kernels at a time")
     parser.add_argument("--check", action="store_true", help="only: is the page that of its table?")
-    parser.add_argument("names", nargs="*", help="notebooks; all by default, and then the page")
+    parser.add_argument("names", nargs="*", help="notebooks; all by default")
     args = parser.parse_args()
     above, _, below = PAGE.read_text(encoding="utf-8").partition(START)
     if args.check:
         return int(below != (page(json.loads(TABLE.read_text("utf-8"))) if TABLE.exists() else ""))
-    names = [book.name for book in notebooks.select(ROOT, args.names)]
-    rows = [row for name in names for row in measured(name, args.seeds, args.jobs)]
-    found = {"date": datetime.date.today().isoformat(), "commit": commit(), "rows": rows}
-    print(page(found))
-    if not args.names:
+    everything = [book.name for book in notebooks.select(ROOT, [])]
+    for name in [book.name for book in notebooks.select(ROOT, args.names)]:
+        rows = measured(name, args.seeds, args.jobs)
+        if TABLE.exists():
+            rows += [
+                r for r in json.loads(TABLE.read_text("utf-8"))["rows"] if r["notebook"] != name
+            ]
+        rows.sort(key=lambda row: everything.index(row["notebook"]))
+        found = {"of": len(everything), "rows": rows}
         TABLE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(above + START + page(found), encoding="utf-8")
-    _, total, same = counted(rows)
+    print(page(found))
+    _, total, same = counted(found["rows"])
     return int(same < ASKED * total)
 
 
