@@ -88,14 +88,20 @@ def page(found: dict[str, Any]) -> str:
         f"seeds each, of {len({row['notebook'] for row in rows})} notebooks of {found['of']}; "
         f"{rows[-1]['date']}, sources of {', '.join(f'`{each}`' for each in commits)}.)",
         "## Verdicts that differ",
-        "| claim | own seed | other seed | what came out |\n| --- | --- | --- | --- |",
+        "| claim | own seed | other seeds | what came out |\n| --- | --- | --- | --- |",
     ]
-    differ = [(row, other) for row in rows for other in row["others"]]
-    differ.sort(key=lambda pair: claims.UNDECIDED in [one["verdict"] for one in pair])
-    for row, other in differ:  # the opposite ones first
-        text = other["why"].replace("|", "\\|").replace("<", "&lt;")
-        lines[-1] += (f"\n| `{row['claim']}` | {row['verdict']} | {other['seed']}: "
-                      f"{other['verdict']} | {text} |")  # fmt: skip
+    differ = [
+        (row, verdict) for row in rows for verdict in {o["verdict"]: 0 for o in row["others"]}
+    ]
+    differ.sort(key=lambda pair: claims.UNDECIDED in (pair[0]["verdict"], pair[1]))
+    for row, verdict in differ:  # the opposite ones first
+        others = [other for other in row["others"] if other["verdict"] == verdict]
+        seeds = ", ".join(str(other["seed"]) for other in others)
+        texts = "<br>".join(
+            f"{other['seed']}: {other['why'].replace('<', '&lt;').replace('|', '&#124;')}"
+            for other in others
+        )
+        lines[-1] += f"\n| `{row['claim']}` | {row['verdict']} | {verdict}: {seeds} | {texts} |"
     return "\n\n".join(lines) + "\n"
 
 
