@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bookkit import claims, execute, notebooks, report, sweep
+from bookkit import claims, execute, files, notebooks, report, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, TABLE = ROOT / "book" / "stability.md", ROOT / "book" / "stability.json"
@@ -31,6 +31,7 @@ def verdicts(job: notebooks.Job) -> dict[str, dict[str, Any]]:
 
 def measured(name: str, seeds: str, jobs: int | None) -> list[dict[str, Any]]:
     """A row for each claim of a notebook: its own verdict, and those of the other seeds."""
+    made = {"date": datetime.date.today().isoformat(), "commit": commit()}
     grid = sweep.plan(ROOT, name, {"seed": [seeds]})
     (own,) = notebooks.plan(ROOT, [name])
     with report.Progress(len(grid.jobs) + 1, brief=True) as progress:
@@ -39,21 +40,16 @@ def measured(name: str, seeds: str, jobs: int | None) -> list[dict[str, Any]]:
             report.problems([o for o in outcomes if o.status == "failed"])
             if any(o.status == "failed" for o in outcomes):
                 raise SystemExit(f"{name}: not every run ended")
-    return table(name, own, {point["seed"]: job for job, point in zip(grid.jobs, grid.points)})
-
-
-def table(name: str, own: notebooks.Job, others: dict[int, notebooks.Job]) -> list[dict[str, Any]]:
-    """The rows of a notebook, from the results of its own seed and of the others."""
-    runs, rows = {seed: verdicts(job) for seed, job in others.items()}, []
-    made = {"date": datetime.date.today().isoformat(), "commit": commit()}
+    runs = {point["seed"]: verdicts(job) for job, point in zip(grid.jobs, grid.points)}
+    rows = []
     for key, claim in verdicts(own).items():
         said = {seed: run[key] for seed, run in runs.items()}
-        differ = {seed: c for seed, c in said.items() if c["verdict"] != claim["verdict"]}
+        others = {seed: c for seed, c in said.items() if c["verdict"] != claim["verdict"]}
         rows.append({
             "notebook": name, "claim": key, "verdict": claim["verdict"], "seeds": list(runs),
             "verdicts": Counter(c["verdict"] for c in said.values()),
             "others": [{"seed": seed, "verdict": c["verdict"], "why": why(c, claim)}
-                       for seed, c in differ.items()],
+                       for seed, c in others.items()],
             **made,
         })  # fmt: skip
     return rows
@@ -76,23 +72,21 @@ def counted(rows: list[dict[str, Any]]) -> tuple[list[tuple[str, str, int]], int
 def page(found: dict[str, Any]) -> str:
     """Markdown: how often the verdicts agree, and each that did not."""
     rows = found["rows"]
-    commits = sorted({row["commit"] for row in rows})
+    commits = sorted({f"`{row['commit']}`" for row in rows})
     said, total, same = counted(rows)
     both = sum(n for own, v, n in said if claims.UNDECIDED not in (own, v))
     opposite = sum(n for own, v, n in said if own != v and claims.UNDECIDED not in (own, v))
     lines = [
         f"**{same} of {total} verdicts ({same / total:.1%}) are those of the page's own seed; "
-        f"{ASKED:.0%} was asked.** {total - same - opposite} are undecided where the other is not. "
-        f"Of the {both} that are decided in both, {both - opposite} agree and {opposite} are the "
-        f"opposite. ({len(rows)} claims that the quick preset judges, {len(rows[0]['seeds'])} "
+        f"we asked for {ASKED:.0%}.** {total - same - opposite} are undecided where the other is "
+        f"not. Of the {both} that are decided in both, {both - opposite} agree and {opposite} are "
+        f"the opposite. ({len(rows)} claims that the quick preset judges, {len(rows[0]['seeds'])} "
         f"seeds each, of {len({row['notebook'] for row in rows})} notebooks of {found['of']}; "
-        f"{rows[-1]['date']}, sources of {', '.join(f'`{each}`' for each in commits)}.)",
+        f"{max(row['date'] for row in rows)}, sources of {', '.join(commits)}.)",
         "## Verdicts that differ",
         "| claim | own seed | other seeds | what came out |\n| --- | --- | --- | --- |",
     ]
-    differ = [
-        (row, verdict) for row in rows for verdict in {o["verdict"]: 0 for o in row["others"]}
-    ]
+    differ = [(row, v) for row in rows for v in dict.fromkeys(o["verdict"] for o in row["others"])]
     differ.sort(key=lambda pair: claims.UNDECIDED in (pair[0]["verdict"], pair[1]))
     for row, verdict in differ:  # the opposite ones first
         others = [other for other in row["others"] if other["verdict"] == verdict]
@@ -122,19 +116,17 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="notebooks; all by default")
     args = parser.parse_args()
     above, _, below = PAGE.read_text(encoding="utf-8").partition(START)
+    found = json.loads(TABLE.read_text(encoding="utf-8"))
     if args.check:
-        return int(below != (page(json.loads(TABLE.read_text("utf-8"))) if TABLE.exists() else ""))
-    everything = [book.name for book in notebooks.select(ROOT, [])]
+        return int(below != page(found))
+    order = [book.name for book in notebooks.select(ROOT, [])]
     for name in [book.name for book in notebooks.select(ROOT, args.names)]:
-        rows = measured(name, args.seeds, args.jobs)
-        if TABLE.exists():
-            rows += [
-                r for r in json.loads(TABLE.read_text("utf-8"))["rows"] if r["notebook"] != name
-            ]
-        rows.sort(key=lambda row: everything.index(row["notebook"]))
-        found = {"of": len(everything), "rows": rows}
-        TABLE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(above + START + page(found), encoding="utf-8")
+        rows = [row for row in found["rows"] if row["notebook"] != name]
+        rows += measured(name, args.seeds, args.jobs)
+        rows.sort(key=lambda row: order.index(row["notebook"]))
+        found = {"of": len(order), "rows": rows}
+        files.write(TABLE, json.dumps(found, indent=1) + "\n")
+        files.write(PAGE, above + START + page(found))
     print(page(found))
     _, total, same = counted(found["rows"])
     return int(same < ASKED * total)
