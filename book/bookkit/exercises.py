@@ -7,7 +7,7 @@ several, and has a place in the solution of the same label.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SKILLS = {  # in the order of lists; and how a kind's name begins
@@ -48,6 +48,11 @@ class Task:
     stars: int
     skill: str
     minutes: int
+
+    @property
+    def paper(self) -> str:
+        """The folder of its page; "primer" for a page of no paper."""
+        return self.page.split("/")[0] or "primer"
 
     @property
     def length(self) -> str:
@@ -96,8 +101,13 @@ def tasks(page: str, text: str) -> list[Task]:
     return found
 
 
-def sort(found: list[Task], by: str) -> Mapping[str, list[Task]]:
-    """Tasks by `skill` or `length`, each part from short to long."""
-    names = SKILLS if by == "skill" else LENGTHS.values()
+def sort(found: Sequence[Task], by: str) -> Mapping[str, list[Task]]:
+    """Tasks by an attribute: `skill`, `length`, or `paper` and `page` in the order found.
+
+    Skills and lengths go from short to long; one without a task is there, and empty.
+    """
+    names = {"skill": SKILLS, "length": LENGTHS.values()}.get(by, [getattr(t, by) for t in found])
     parts = {n: [task for task in found if getattr(task, by) == n] for n in names}
+    if by in ("paper", "page"):
+        return parts
     return {n: sorted(part, key=lambda t: (t.minutes, t.stars)) for n, part in parts.items()}

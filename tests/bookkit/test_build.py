@@ -352,12 +352,17 @@ def test_checks_that_do_not_hold_come_first_and_undecided_claims_are_counted(
 
 def test_exercises_are_listed_by_paper_skill_and_length(book: sphinx.Book) -> None:
     values = dict(book=book, what="", docname="intro", exercises=exercises)
-    by_paper, _, rest = sphinx.render("exercises", **values).partition("## By skill")
-    by_skill, _, by_length = rest.partition("## By length")
-    row = ("* - Toy et al. 1999", "[One](/notebooks/toy/one.ipynb)", "{ref}`ex-toy`, 2", "Open\n")
-    assert "\n  - ".join(row) in by_paper
-    assert "**Open**, no one answer: {ref}`One, 2 <ex-toy>` (60)." in by_skill
-    assert "Derive" not in by_skill
+    table, _, by_length = sphinx.render("exercises", **values).partition("## By length")
+    assert "### Toy et al. 1999\n" in table
+    assert table.count("\n* - ") == 1 + len(book.names)
+    head, _, row = table.partition("* - [One](/notebooks/toy/one.ipynb)\n")
+    assert "*Open*: no one answer." in head
+    skills = re.findall(r"^  - (.*)$", head, re.MULTILINE)
+    cells = re.findall(r"^  - ?(.*)$", row, re.MULTILINE)
+    found = {skill: cell for skill, cell in zip(skills, cells, strict=True) if cell}
+    assert skills == [*exercises.SKILLS]
+    assert found["Open"] == "{ref}`★★★ 60 <ex-toy>`"
+    assert "Derive" not in found
     assert "**An hour**: {ref}`One, 2 <ex-toy>` ★★★." in by_length
 
 
