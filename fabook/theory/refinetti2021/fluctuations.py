@@ -247,10 +247,24 @@ class Plateau:
         r"""Standard deviation of the escape time at every N, $\pi / (\sqrt 8 \lambda)$."""
         return pi / (sqrt(8) * self.rate)
 
-    def mean(self, n_inputs: ArrayLike) -> Array:
-        r"""Mean escape time, from $E \ln \lvert z \rvert = -(\gamma + \ln 2) / 2$."""
-        logs = np.log(np.asarray(n_inputs, dtype=float)) + np.euler_gamma + np.log(2)
-        return self.delay + (logs / 2 - np.log(self.amplitude)) / self.rate
+    def mean(self, n_inputs: ArrayLike, displaced: float = 0.0) -> Array:
+        r"""Mean escape time of runs that begin on the plateau, or displaced along the direction.
+
+        On it $E \ln \lvert z \rvert = -(\gamma + \ln 2) / 2$; at a distance $a$ from it
+        $a + z s / \sqrt N$ is amplified, whose square is noncentral chi-square: a Poisson mixture,
+        or where the noise is small an expansion in it.
+        """
+        from scipy.special import digamma
+        from scipy.stats import poisson
+
+        noise = np.log(self.amplitude) - np.log(np.asarray(n_inputs, dtype=float)) / 2
+        half = displaced**2 * np.exp(-2 * noise) / 2  # of the noncentrality
+        near, far = np.minimum(half, 500), np.maximum(half, 500)
+        terms = np.arange(600 + 10 * np.sqrt(500))
+        shares = poisson.pmf(terms, near[..., None])
+        logs = (np.log(2) + (shares * digamma(terms + 0.5)).sum(-1)) / 2  # E ln |z + a sqrt(N) / s|
+        expanded = (np.log(2 * far) - 1 / (2 * far) - 3 / (8 * far**2)) / 2
+        return self.delay - (noise + np.where(half > 500, expanded, logs)) / self.rate
 
     def quantile(self, probability: ArrayLike, n_inputs: ArrayLike) -> Array:
         """Time by which a share of the runs has escaped."""
@@ -299,7 +313,8 @@ def plateau(
 
     Raises:
         ValueError: no fixed point is found there, or one from which nothing escapes: it is stable,
-            or its units are such exact copies that no input can tell them apart.
+            or its units are such exact copies that no input can tell them apart; or one that is
+            left along more than one direction, or at different speeds along its two signs.
 
     Example:
         >>> start = dict(Q0=0.01 * np.eye(2), R0=np.zeros((2, 2)), T=np.eye(2), A=[1, 1])
@@ -333,9 +348,21 @@ def plateau(
     amplitude = float(np.sqrt(max(left @ D @ left, 0) / (2 * rate)))
     if amplitude < 1e-6:
         raise ValueError("no noise along the direction: the plateau keeps runs that begin on it")
+    unstable = int((value.real > _STEP).sum())
+    if unstable > 1:
+        raise ValueError(
+            f"the law is that of one unstable direction; this plateau has {unstable}, with "
+            f"eigenvalues {np.round(value[order[:unstable]], 4).tolist()}"
+        )
     Q, R, v = system.unpack(y)
     start = {"Q0": Q, "R0": R, "T": system.T, "v0": v, "A": system.A}
     error = float(generalisation_error(Q, R, T, v, A))
+    delay, other = (_delay(system, y, d, rate, level * error) for d in (direction, -direction))
+    if abs(delay - other) * rate > 1e-3:
+        raise ValueError(
+            f"the law is that of a direction whose two signs are alike; here they take {delay:.4g} "
+            f"and {other:.4g}"
+        )
     return Plateau(
         start,
         error,
@@ -343,7 +370,7 @@ def plateau(
         direction,
         amplitude=amplitude,
         level=level * error,
-        delay=_delay(system, y, direction, rate, level * error),
+        delay=delay,
     )
 
 

@@ -57,14 +57,15 @@ _BLOCK = 2**15  # numbers drawn at once: few enough to stay in the cache
 class ReducedState:
     """R independent runs with `n_inputs` = N, in coordinates of an orthonormal basis.
 
-    Students: `w` (R, K, M + K), `v` (R, K). Teachers: `B` (R, M, M + K), zero after the first M
-    coordinates, `A` (R, M). Feedback: `F` (R, K). Products are those in N dimensions:
-    `w @ B.mT / N` is the overlap R.
+    Students: `w` (R, K, M + K), of whose last K coordinates student k has the first k + 1 alone;
+    `v` (R, K). Teachers: `B` (R, M, M + K), zero after the first M coordinates, `A` (R, M).
+    Feedback: `F` (R, K). Products are those in N dimensions: `w @ B.mT / N` is the overlap R.
 
     Source: derived; the runs are those of Refinetti et al. (2021), https://arxiv.org/abs/2011.12428.
 
     Raises:
-        ValueError: shapes that do not fit together, or fewer inputs than units.
+        ValueError: shapes that do not fit together, fewer inputs than units, or other coordinates
+            that should be zero; `from_weights` turns any.
 
     Example:
         >>> start = initial_conditions([0], 10**6, 3, 2)  # K + M = 5 coordinates, not a million
@@ -95,6 +96,11 @@ class ReducedState:
             )
         if self.B[..., M:].any():
             raise ValueError(f"B must be zero after its first {M} coordinates")
+        if self.w[..., M:].triu(1).any():
+            raise ValueError(
+                f"the last {K} coordinates of w must be lower triangular in each run; "
+                "from_weights or from_overlaps makes them so"
+            )
 
     @classmethod
     def from_weights(cls, start: OnlineState) -> ReducedState:

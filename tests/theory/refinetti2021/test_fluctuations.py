@@ -138,6 +138,16 @@ def test_the_law_of_the_escape_time_agrees_with_its_moments(dfa):
     assert float(dfa.mean(1000 * np.e**2) - dfa.mean(1000)) == pytest.approx(1 / dfa.rate)
 
 
+def test_runs_that_begin_off_the_plateau_amplify_the_sum(dfa):
+    z = np.random.default_rng(1).normal(size=(400_000, 1))
+    N, a = np.array([10, 100, 10_000]), 0.05
+    times = dfa.delay - np.log(np.abs(a + z * dfa.amplitude / np.sqrt(N))) / dfa.rate
+    np.testing.assert_allclose(dfa.mean(N, displaced=a), times.mean(0), atol=0.06)
+    np.testing.assert_allclose(dfa.mean(N, displaced=-a), dfa.mean(N, displaced=a))
+    np.testing.assert_allclose(dfa.mean(N, displaced=1e-9), dfa.mean(N))
+    assert float(dfa.mean(10**9, displaced=a)) == pytest.approx(dfa.delay - np.log(a) / dfa.rate)
+
+
 def test_runs_escape_by_that_law(dfa):
     N, runs = 60, 250
     states = ReducedState.from_overlaps(**dfa.start, feedback=[1.0, -1.0], n_inputs=N).repeat(runs)
@@ -180,6 +190,9 @@ def test_what_has_no_plateau_is_refused():
         fluctuations.plateau(**learned, feedback=[1.0], lr=0.5, time=10)
     with pytest.raises(ValueError, match=r"no plateau near the path at t = 0\.1"):
         fluctuations.plateau(**SYMMETRIC, v0=[0, 0], feedback=[3, 0.01], lr=0.5, time=0.1)
+    three = dict(Q0=0.01 * np.eye(3), R0=np.zeros((3, 3)), T=np.eye(3), v0=[0] * 3, A=[1] * 3)
+    with pytest.raises(ValueError, match=r"one unstable direction; this plateau has 4, with"):
+        fluctuations.plateau(**three, feedback=[1, -1, 1], lr=1.0, time=100)
     copies = SYMMETRIC | {"Q0": np.array([[0.01, -0.01], [-0.01, 0.01]])}
     with pytest.raises(ValueError, match="no noise along the direction"):
         fluctuations.plateau(**copies, v0=[0.3, -0.3], lr=2.0, time=50)
