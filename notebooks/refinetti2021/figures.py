@@ -8,6 +8,7 @@ import numpy as np
 
 from fabook import plots
 from fabook.theory.refinetti2021 import online
+from fabook.theory.refinetti2021.fluctuations import Plateau
 
 ALIGN, MEMORISE = "#E9B44C", plots.SHADES[2]  # the two phases
 UNITS = ("#3B2F6B", "#2A8A8C", "#8FBF3F")  # hidden units: a palette that no rule has
@@ -828,9 +829,19 @@ def draw_escapes(ax: Any, escapes: Any, control: Any) -> None:
         plots.theory_line(ax, fine, line, rule=rule, label=None, linestyle="-")
     look = {"color": plots.RULE_COLOURS["DFA"], "marker": "v", "label": "DFA, off plateau"}
     draw_means(ax, control["n_inputs"].values, control["time"].values, **look)
+    line = displaced_mean(escapes, control)
+    plots.theory_line(ax, control["n_inputs"].values, line, rule="DFA", label=None, linestyle=":")
     ax.set(xscale="log", xlabel="inputs $N$", title="mean time of escape")
     ax.set_ylim(0, 1.5 * float(escapes["mean"].max()))
     plots.legend(ax, loc="upper left", fontsize=9.5)
+
+
+def displaced_mean(escapes: Any, control: Any) -> Any:
+    """The law's mean escape time of the displaced runs, at each of their N."""
+    dfa = escapes.sel(rule="DFA")
+    values = {name: float(dfa[name]) for name in ("error", "amplitude", "level", "delay")}
+    law = Plateau(start={}, eigenvalues=np.array([dfa["rate"]]), direction=np.array([]), **values)
+    return law.mean(control["n_inputs"].values, displaced=float(control["displaced"]))
 
 
 def draw_means(ax: Any, n: Any, times: Any, **look: Any) -> None:
