@@ -101,13 +101,10 @@ def tasks(page: str, text: str) -> list[Task]:
     return found
 
 
-def sort(found: Sequence[Task], by: str) -> Mapping[str, list[Task]]:
-    """Tasks by an attribute: `skill`, `length`, or `paper` and `page` in the order found.
+def group(found: Sequence[Task], by: str) -> Mapping[str, list[Task]]:
+    """Tasks by an attribute, each part in the order found.
 
-    Skills and lengths go from short to long; one without a task is there, and empty.
+    Every `skill` or `length` is there, with a task or without; a `paper` or `page` if it has one.
     """
     names = {"skill": SKILLS, "length": LENGTHS.values()}.get(by, [getattr(t, by) for t in found])
-    parts = {n: [task for task in found if getattr(task, by) == n] for n in names}
-    if by in ("paper", "page"):
-        return parts
-    return {n: sorted(part, key=lambda t: (t.minutes, t.stars)) for n, part in parts.items()}
+    return {name: [task for task in found if getattr(task, by) == name] for name in names}
