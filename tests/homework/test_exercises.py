@@ -57,14 +57,14 @@ def test_every_notebook_has_exercises_from_warm_up_to_open(path: Path) -> None:
             )
 
 
-def test_tasks_are_sorted() -> None:
+def test_tasks_are_grouped() -> None:
     found = exercises.tasks("", PAGE)
     assert [task.label for task in found] == LABELS
     assert {t.skill for t in found} == {"Warm-up", "Change a parameter", "Code", "Open"}
-    by_length = exercises.sort(found, "length")
+    by_length = exercises.group(found, "length")
     assert [t.label for t in by_length["5 minutes"]] == ["ex-teach-transport", "ex-teach-chance"]
     assert [t.label for t in by_length["an hour"]] == ["ex-teach-open"]
-    by_skill = exercises.sort(found, "skill")
+    by_skill = exercises.group(found, "skill")
     assert list(by_skill) == list(exercises.SKILLS)
     for text, message in (
         ("Count. Why?", "has no task"),
