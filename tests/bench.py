@@ -577,13 +577,30 @@ def tables(found: dict[str, Any]) -> str:
         f"## Where we are not ahead\n\nRatios up to {NOISE}, which may be noise, are left out.\n\n"
         + "\n".join(f"- {line}" for line in lines)
     )
-    m = found["machine"]
-    where = m["cpu"] if m["device"] == "cpu" else f"{m['device']}, {m['cpu']}"
+    m, where = found["machine"], _where(found["machine"])
     parts.append(
         f"Measured on {where} ({m['cores']} cores, {m['threads']} thread used), {m['system']}, "
         f"Python {m['python']}, PyTorch {m['torch']}, {m['date']}, at a load of {m['load']:.1f}."
     )
+    for where, other in found.get("elsewhere", {}).items():
+        parts.append(
+            f"### On {where}\n\nMeasured {other['date']}, at a load of {other['load']:.1f}.\n\n"
+            + "\n".join(f"- {line}" for line in other["missed"])
+        )
     return "\n\n".join(parts) + "\n"
+
+
+def _where(machine: dict[str, Any]) -> str:
+    cpu, device = machine["cpu"], machine["device"]
+    return cpu if device == "cpu" else f"{device}, {cpu}"
+
+
+def elsewhere(before: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """Where we were not ahead on other machines: what the last page said, and what it kept."""
+    m = before["machine"]
+    last = {_where(m): {"date": m["date"], "load": m["load"], "missed": missed(before)}}
+    kept = before.get("elsewhere", {}) | last
+    return {where: entry for where, entry in kept.items() if where != _where(here)}
 
 
 def main() -> int:
@@ -605,7 +622,9 @@ def main() -> int:
     found = measure(args.seconds, args.device)
     print(tables(found))
     if args.page:
-        (BOOK / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
+        file = BOOK / "benchmark.json"
+        found["elsewhere"] = elsewhere(json.loads(file.read_text()), found["machine"])
+        file.write_text(json.dumps(found, indent=1) + "\n")
         page = BOOK / "benchmark.md"
         above = page.read_text().partition("## The nine rules")[0]
         page.write_text(above + tables(found))
