@@ -2,6 +2,7 @@
 
     DIR/notebooks/<preset>/<notebook>.ipynb         the executed notebook
     DIR/notebooks/<preset>/<notebook>.failed.ipynb  what there was of it when a cell failed
+    DIR/notebooks/<preset>/<notebook>.failed.json   what it had recorded and judged by then
     DIR/results/<preset>/<notebook>.json            its results, moved in place last
     DIR/.work/                                      the lock, and temporary files of a run
 
@@ -37,11 +38,12 @@ from bookkit import cache, claims, parameters
 from bookkit.files import alone, digest
 from bookkit.notebooks import Job, check_data, without_image
 from bookkit.parameters import UsageError
+from bookkit.record import PARTIAL
 
 SCHEDULER_TIMEOUT = 10.0  # seconds to wait for a Dask scheduler's answer
 _QUIET = logging.NullHandler()  # errors are reported once, by `fabook run` itself
 _CELL = re.compile(r"\S*ipykernel_\d+[/\\]\d+\.py")
-_KEPT = "what there is of it: "
+_KEPT = {".ipynb": "what there is of it: ", ".json": "what it had recorded: "}
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # All that a kernel inherits: where programs, packages, caches and devices are found.
 _INHERITED = re.compile(
@@ -217,19 +219,21 @@ def execute(job: Job) -> Outcome:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fabook-", ignore_cleanup_errors=True) as name:
         (work := Path(job.out) / ".work" / "runs" / Path(name).name).mkdir(parents=True)
+        ran: dict[str, Any] = {}
         try:
-            return _execute(job, work / "results.json", Path(name))
+            return _execute(job, work / "results.json", Path(name), ran)
         except Exception as error:  # whatever ends one notebook must not end the others
             if _kernels.stop.is_set():
                 return Outcome(job, "aborted")
             message = _explain(error, Path(name) / "stderr")
-            message += _keep_partial(job, work / "results.ipynb")
+            message += _keep_partial(job, work / "results.json", ran | _clock(started))
             return Outcome(job, "failed", (time.monotonic() - started) / 60, message)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _execute(job: Job, work: Path, folder: Path) -> Outcome:
+def _execute(job: Job, work: Path, folder: Path, ran: dict[str, Any]) -> Outcome:
+    """The same; what the results say of how they were made is put into `ran` before the run."""
     started = time.monotonic()
     if _kernels.stop.is_set():
         return Outcome(job, "aborted")
@@ -238,7 +242,7 @@ def _execute(job: Job, work: Path, folder: Path) -> Outcome:
     results = None if job.force else cache.up_to_date(job, key)
     if results is not None:
         return _finished(job, "cached", results)
-    ran = {  # read now: what is edited while it runs is not what ran
+    ran |= {  # read now: what is edited while it runs is not what ran
         "parameters": cache.used(job),
         "versions": cache.versions(),
         "source_hash": cache.source_hash(job.source, Path(job.root)),
@@ -250,25 +254,34 @@ def _execute(job: Job, work: Path, folder: Path) -> Outcome:
         raise RuntimeError(f"no image came of {', '.join(missing)}")
     if not work.is_file():
         raise RuntimeError("the notebook ended without run.save()")
-    results = cache.load(work) | ran
-    results["minutes"] = round((time.monotonic() - started) / 60, 4)
-    results["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    results = cache.load(work) | ran | _clock(started)
     _publish(job, executed, results, work)
     return _finished(job, "done", results)
 
 
-def _keep_partial(job: Job, partial: Path) -> str:
-    if not partial.is_file():
-        return ""
-    kept = job.output("notebooks", ".failed.ipynb")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, kept)
-    return f"\n{_KEPT}{kept}"
+def _clock(started: float) -> dict[str, Any]:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"minutes": round((time.monotonic() - started) / 60, 4), "date": now}
+
+
+def _keep_partial(job: Job, work: Path, ran: Mapping[str, Any]) -> str:
+    """Put what a failed run leaves where its notebook would be, and say where."""
+    if recorded := cache.load(work.with_suffix(PARTIAL)) | cache.load(work):
+        _write(work, {**recorded, **ran})
+    words = ""
+    for suffix, what in _KEPT.items():
+        kept = job.output("notebooks", f".failed{suffix}")
+        if work.with_suffix(suffix).is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(work.with_suffix(suffix), kept)
+            words += f"\n{what}{kept}"
+    return words
 
 
 def reason(outcome: Outcome) -> str:
     """The last line of a failed job's error."""
-    lines = [line for line in outcome.message.strip().splitlines() if not line.startswith(_KEPT)]
+    kept = tuple(_KEPT.values())
+    lines = [line for line in outcome.message.strip().splitlines() if not line.startswith(kept)]
     return lines[-1] if lines else ""
 
 
@@ -277,15 +290,19 @@ def _publish(job: Job, executed: Any, results: dict[str, Any], work: Path) -> No
     import nbformat
 
     content = nbformat.writes(executed).encode()
-    results["notebook_sha256"] = digest(content)
-    results["checksum"] = cache.checksum(results)
     work.with_suffix(".ipynb").write_bytes(content)
-    work.write_text(_pretty(results, levels=2) + "\n", encoding="utf-8")
+    _write(work, results | {"notebook_sha256": digest(content)})
     for kind, suffix in (("notebooks", ".ipynb"), ("results", ".json")):
         target = job.output(kind, suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(work.with_suffix(suffix), target)
-    job.output("notebooks", ".failed.ipynb").unlink(missing_ok=True)
+    for suffix in _KEPT:
+        job.output("notebooks", f".failed{suffix}").unlink(missing_ok=True)
+
+
+def _write(work: Path, results: Mapping[str, Any]) -> None:
+    checked = {**results, "checksum": cache.checksum(results)}
+    work.write_text(_pretty(checked, levels=2) + "\n", encoding="utf-8")
 
 
 def _pretty(value: Any, *, levels: int) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from xarray import Dataset
 
 GLUE_PREFIX = "application/papermill.record/"  # myst-nb stores glued values under this prefix
+PARTIAL = ".partial.json"  # what was recorded and judged before a notebook's end
 _SIMPLE = (bool, int, float, str, list, tuple, dict, type(None))  # what a parameter can be
 _first_start: dict[str, set[str]] = {}  # notebook -> names that were set when it first started
 
@@ -294,6 +295,7 @@ class Run:
         """
         self._once("record", label, self._data)
         self._data[label] = dataset(label, dims, arrays)
+        self._hand_over(PARTIAL)
 
     @property
     def data(self) -> Data:
@@ -452,6 +454,7 @@ class Run:
         spread = None if sd is None else float(sd)
         seeds = None if seeds is None else _array(seeds).tolist()  # numpy's integers are no JSON
         self._judged[id] = claims.judge(claim, self.preset, values, sd=spread, seeds=seeds)
+        self._hand_over(PARTIAL)
         print(claims.verdict_line(self._judged[id]))
 
     def results(self) -> dict[str, Any]:
@@ -476,9 +479,14 @@ class Run:
         for id, claim in self._claims.items():
             if id not in self._judged:
                 print(claims.verdict_line(claims.judge(claim, self.preset, None)))
+        self._hand_over()
+
+    def _hand_over(self, suffix: str = ".json") -> None:
+        """Under `fabook run`: the raw results so far, which a cell that fails later cannot take."""
         target = os.environ.get("FABOOK_RESULT_FILE")
         if target:
-            write(Path(target), json.dumps(self.results(), allow_nan=False))
+            path = Path(target).with_suffix(suffix)
+            write(path, json.dumps(self.results(), allow_nan=False))
 
 
 class _Read(dict[str, "Dataset"]):

@@ -418,6 +418,41 @@ def test_failing_cells(repository: Repository, capsys: pytest.CaptureFixture[str
     assert failed not in repository.files()
 
 
+def test_what_was_recorded_outlives_a_failing_cell(
+    repository: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = repository.source("toy/recorded")
+    saved = 'run.claim("toy.recorded.small", error=rate, seeds=1)\nrun.save()'
+    late = "run.save()\n```\n\n```{code-cell} python\nassert not 'a solution'"
+    kept = repository.out / "notebooks/quick/toy/recorded.failed.json"
+    assert execute.exit_code(repository.run("toy/recorded")) == 0
+    whole = cache.load(repository.out / "results/quick/toy/recorded.json")
+    for text, judged, tables in (
+        (saved.replace("run.save()", "os._exit(3)"), True, whole["data"]),  # the kernel dies
+        ("1 / 0\n" + saved, False, whole["data"]),
+        (saved.replace("run.save()", late), True, whole["data"]),  # after it was saved
+    ):
+        repository.edit(recorded, saved, text)
+        kept.unlink(missing_ok=True)
+        assert cli.main(["run", "toy/recorded"]) == 1
+        assert f"what it had recorded: {kept}" in capsys.readouterr().err
+        found = cache.load(kept)
+        assert found["data"] == tables
+        (claim,) = found["claims"]
+        assert (claim["verdict"] == "reproduced") is judged
+        assert found["checksum"] == cache.checksum(found)
+        assert found["parameters"] == whole["parameters"]
+        assert found["source_hash"] != whole["source_hash"]
+        repository.edit(recorded, text, saved)
+
+    repository.edit(recorded, 'print("first"', '1 / 0; print("first"')
+    assert cli.main(["run", "toy/recorded"]) == 1  # with nothing to keep: what is there stays
+    assert kept.is_file()
+    repository.edit(recorded, "1 / 0; ", "")
+    assert execute.exit_code(repository.run("toy/recorded", force=True)) == 0
+    assert not kept.is_file()
+
+
 def test_results_must_be_saved(repository: Repository) -> None:
     repository.edit(repository.source("toy/plain"), "FABOOK_RESULT_FILE", "HOME")
     repository.edit(repository.source("toy/plain"), "open(os", "str(os")
