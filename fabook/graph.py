@@ -17,12 +17,14 @@ Internal: no name of this module is promised to stay.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .stack import UnsupportedModule, evaluating, unusable
 
@@ -43,6 +45,11 @@ _FACTORS: dict[str, tuple[tuple[str, int], ...]] = {
     "ConvolutionBackward0": (("input", 0), ("weight", 1)),
     "MkldnnRnnLayerBackward0": (("weight0", 1), ("weight1", 2)),
 }
+# (name of the kept factor, its input) of those that scale each number by another
+_ELEMENTWISE = {
+    "MulBackward0": (("self", 0), ("other", 1)),
+    "DivBackward0": (("other", 1),),
+}
 # the same numbers seen in another shape, or copied in another precision
 _VIEWS = {
     f"{name}Backward{i}"
@@ -56,6 +63,7 @@ _VIEWS = {
 _LOCAL = ("LayerNorm", "BatchNorm", "GroupNorm", "RmsNorm", "EmbeddingBackward", "Prelu")
 _REARRANGED = "as a rearranged copy, for which no feedback can be laid out: use a view"
 _LOOKUPS = ("Index", "Gather")
+_SHAPE_ALONE = re.compile(r"new_\w+|\w+_like")  # of what they are given, no number is used
 _SUMMED = ("EmbeddingBagBackward0", "DotBackward0", "LinalgVecdotBackward0")  # a gain is no gain
 
 
@@ -175,7 +183,11 @@ def _hidden(structure: Sequence[tuple[Any, ...]]) -> list[tuple[int, str]]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    """The address of a tensor's numbers; 0 if they are not in one place (sparse, nested)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
@@ -190,6 +202,10 @@ def _is_part(kept: Tensor, weight: Tensor) -> bool:
         return False
     first = kept.storage_offset() - weight.storage_offset()
     return 0 <= first <= sum((n - 1) * s for n, s in zip(weight.shape, weight.stride()))
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return sum(n > 1 for n in tensor.shape) > 1
 
 
 def _same_numbers(kept: Tensor, weight: Tensor) -> bool:
@@ -305,6 +321,7 @@ class Transported(_Bound):
         self.check()
         self._find_replaced()
         leaves: list[Tensor] | None = None
+        made: Mapping[int, str] = {}
         call = self._call()
         if self._plans or not self.weights or not torch.is_grad_enabled():
             output = call(tuple(args), dict(kwargs or {}))
@@ -312,10 +329,12 @@ class Transported(_Bound):
             leaves = []
             with self._all_require_grad():
                 shown = _replaced([tuple(args), dict(kwargs or {})], lambda t: _shown(t, leaves))
-                output = call(*shown)
+                with _Computed(self.weights, shown) as computed:
+                    output = call(*shown)
+            made = computed.names
         roots = _roots(output) if self.weights else []
         if roots:
-            self._place(roots, leaves)
+            self._place(roots, leaves, made)
         elif self.weights and torch.is_grad_enabled() and next(tensors(output), None) is None:
             self._refuse_output(output)
         return output
@@ -366,7 +385,9 @@ class Transported(_Bound):
             for w in frozen:
                 w.requires_grad_(False)
 
-    def _place(self, roots: Sequence[Any], leaves: Sequence[Tensor] | None) -> None:
+    def _place(
+        self, roots: Sequence[Any], leaves: Sequence[Tensor] | None, made: Mapping[int, str]
+    ) -> None:
         order = _ordered(roots)
         nodes = list(order)
         structure = _structure(
@@ -377,7 +398,7 @@ class Transported(_Bound):
         unseen = self._unseen(nodes, hidden)
         plan = plans.get(named := tuple(unseen.items()))
         if plan is None:
-            proof = _Proof(self, nodes, leaves, unseen)
+            proof = _Proof(self, nodes, leaves, unseen, made)
             plan = proof.plan()
             self.carriers |= proof.carriers
             for known in (self._plans, plans):
@@ -453,11 +474,45 @@ class Transported(_Bound):
 
 def _shown(tensor: Tensor, leaves: list[Tensor]) -> Tensor:
     """An input that the graph shows: a copy of a leaf that requires a gradient."""
-    if not tensor.is_floating_point() or tensor.requires_grad:
+    if not tensor.is_floating_point() or tensor.requires_grad or tensor.layout != torch.strided:
         leaves.extend([tensor] if tensor.requires_grad else [])
         return tensor
     leaves.append(tensor.detach().requires_grad_())
     return leaves[-1].clone(memory_format=torch.preserve_format)
+
+
+class _Computed(TorchDispatchMode):
+    """Where numbers lie that were computed from weights alone, be it without a graph.
+
+    Args:
+        weights: by name.
+        data: what the network takes, nested: whatever is computed from it is left out.
+
+    Attributes:
+        names: the weight, or one of those, by the address of the numbers.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], data: Any) -> None:
+        super().__init__()
+        self.names = {_storage(w): name for name, w in weights.items()}
+        self._weights = frozenset(self.names)
+        self._data = {_storage(t) for t in tensors(data)}
+
+    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [_storage(t) or id(t) for t in tensors([args, kwargs or {}])]
+        result = func(*args, **(kwargs or {}))
+        if _SHAPE_ALONE.fullmatch(func.overloadpacket.__name__):
+            given = []
+        named = next((self.names[store] for store in given if store in self.names), None)
+        mixed = any(store in self._data for store in given)
+        for store in {_storage(t) for t in tensors(result)} - self._weights:
+            self.names.pop(store, None)  # an address may have been another tensor's before
+            self._data.discard(store)
+            if mixed:
+                self._data.add(store)
+            elif named is not None:
+                self.names[store] = named
+        return result
 
 
 class _Proof:
@@ -467,7 +522,8 @@ class _Proof:
     something computed from weights alone, in a node that keeps tensors, the weight must be placed.
 
     Two things are out of sight: a row of a table (``nn.Embedding``) is data, also where it is used
-    as a weight, and what is computed from a frozen weight is only seen in the first graph.
+    as a weight, and what is computed from a frozen or detached weight is seen in the first graph
+    only.
     """
 
     def __init__(
@@ -476,8 +532,9 @@ class _Proof:
         nodes: list[Any],
         leaves: Sequence[Tensor] | None,
         unseen: Mapping[tuple[int, str], str],
+        made: Mapping[int, str],
     ) -> None:
-        self.owner, self.nodes, self.unseen = owner, nodes, unseen
+        self.owner, self.nodes, self.unseen, self.made = owner, nodes, unseen, made
         self.leaves = {id(leaf) for leaf in leaves or ()}
         self.all_shown = leaves is not None  # frozen weights too
         self.data: dict[Any, bool] = {}
@@ -502,6 +559,7 @@ class _Proof:
             self._check_followed(node)
             placed = self._placed(index, node)
             self._check(node, {name for _, _, name in placed})
+            self._check_computed(index, node)
             found += placed
         return found
 
@@ -533,7 +591,7 @@ class _Proof:
         return below is None or all(self._is_gain(name) for name in self.below[below])
 
     def _is_gain(self, name: str) -> bool:
-        return sum(n > 1 for n in self.owner.weights[name].shape) < 2
+        return not _is_matrix(self.owner.weights[name])
 
     def _is_second(self, node: Any) -> bool:
         places = _FACTORS.get(node.name(), ())
@@ -636,6 +694,20 @@ class _Proof:
                     raise self.owner.refusal(
                         name, node, f"which {keeps} {what}: no feedback can take its place there"
                     )
+
+    def _check_computed(self, index: int, node: Any) -> None:
+        """Refuse a matrix that was computed from a weight without a graph, where data meet it."""
+        for key, place in _FACTORS.get(node.name(), _ELEMENTWISE.get(node.name(), ())):
+            if node.next_functions[place][0] is not None or (index, key) in self.unseen:
+                continue
+            kept = getattr(node, f"_saved_{key}")
+            others = [n for i, (n, _) in enumerate(node.next_functions) if i != place]
+            if kept is None or not any(self.data[n] for n in others if n is not None):
+                continue
+            name = self.made.get(_storage(kept))
+            if name is not None and not self._is_gain(name) and _is_matrix(kept):
+                why = "which keeps what was computed from it without a graph: no feedback can take"
+                raise self.owner.refusal(name, node, f"{why} its place there")
 
     def _is_summed(self, node: Any, child: Any) -> bool:
         """Whether a gain's products are summed along its own axis, so that it is a matrix."""

@@ -362,7 +362,37 @@ def _own_function(function: type) -> nn.Module:
     return net
 
 
+def _without_a_graph(how: str) -> nn.Module:
+    net = _computed()
+    buffer = torch.zeros(4, 4)
+
+    def forward(x: Tensor) -> Tensor:
+        h = net.first(x)
+        with torch.no_grad():
+            net.s = net.w.sign()
+            buffer.copy_(net.w / 2)
+        if how == "elementwise":
+            return (h[..., None] * net.s).sum(-2)
+        return (
+            h
+            @ {
+                "detached": lambda: net.w.detach().sign(),
+                "data": lambda: net.w.data / 3.0,
+                "no_grad": lambda: net.s,
+                "buffer": lambda: buffer,
+            }[how]()
+        )
+
+    net.forward = forward
+    return net
+
+
 REFUSED = {
+    "detached sign": (lambda: _without_a_graph("detached"), r"'w' .*MmBackward0.*without a graph"),
+    "data, divided": (lambda: _without_a_graph("data"), r"'w' .*MmBackward0.*without a graph"),
+    "no_grad": (lambda: _without_a_graph("no_grad"), r"'w' .*MmBackward0.*without a graph"),
+    "in a buffer": (lambda: _without_a_graph("buffer"), r"'w' .*MmBackward0.*without a graph"),
+    "detached gate": (lambda: _without_a_graph("elementwise"), r"'w' .*MulBackward0.*without a g"),
     "frozen under a checkpoint": (_frozen_checkpoint, r"'w' .*CheckpointFunctionBackward"),
     "product in a part": (lambda: _written_in_place("addmm_"), r"'w' .*CopySlices.*may keep"),
     "gain in a part": (lambda: _written_in_place("mul_"), r"'w' .*CopySlices.*may keep"),
@@ -383,6 +413,42 @@ def test_what_cannot_be_placed_is_refused_by_name(name: str) -> None:
     rule, _ = bound(make())
     with pytest.raises(UnsupportedModule, match=message):
         rule((torch.randn(5, 3),))
+
+
+def test_what_no_weight_made_is_no_weight() -> None:
+    """A zero state, a scale, what was computed from data: all without a graph."""
+    net = _computed().to(D)
+    net.v = nn.Parameter(torch.randn(4, 4, dtype=D))
+
+    def forward(x: Tensor) -> Tensor:
+        h = torch.tanh(net.first(x) + net.w.new_zeros(5, 4) @ net.v) * net.w.detach().norm()
+        return torch.bmm((h @ net.w)[:, None], torch.einsum("ni,nj->nij", h, h).detach())
+
+    net.forward = forward
+    rule, fb = bound(net)
+    x = torch.randn(5, 3, dtype=D)
+    for _ in range(2):
+        net.zero_grad()
+        out = rule((x,))
+        out.sum().backward()
+        h = net.first(x).detach()
+        scale = net.w.detach().norm()
+        top = torch.tanh(h) * scale
+        error = torch.einsum("ni,nj->nij", top, top).sum(-1)
+        expected = (error @ fb["w"].t() * scale * (1 - torch.tanh(h) ** 2)).t() @ x
+        torch.testing.assert_close(net.first.weight.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_sparse_arguments_are_taken_as_they_are() -> None:
+    net = _computed().to(D)
+    net.forward = lambda x, a: torch.sparse.mm(a, net.first(x)) @ net.w
+    rule, fb = bound(net)
+    x, a = torch.randn(5, 3, dtype=D), (torch.rand(5, 5) < 0.5).to(D)
+    for _ in range(2):
+        net.zero_grad()
+        rule((x, a.to_sparse())).sum().backward()
+        expected = (a.t() @ torch.ones(5, 4, dtype=D) @ fb["w"].t()).t() @ x
+        torch.testing.assert_close(net.first.weight.grad, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_computed_at_a_later_call_alone_is_refused() -> None:
