@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,12 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .stack import UnsupportedModule, evaluating, unusable
+from .stack import UnsupportedModule, evaluating, measuring, unusable
 
 Matrix = Callable[[str], Tensor]
 Send = Callable[[str, Tensor, Tensor], Tensor | None]
 Places = dict[str, tuple[str, bool]]
 Plan = list[tuple[int, str, str]]
+Doubt = tuple[int, str]
 
 # autograd's nodes that are linear in two factors: (name of the kept factor, its input) for each
 _FACTORS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -45,11 +46,13 @@ _FACTORS: dict[str, tuple[tuple[str, int], ...]] = {
     "ConvolutionBackward0": (("input", 0), ("weight", 1)),
     "MkldnnRnnLayerBackward0": (("weight0", 1), ("weight1", 2)),
 }
-# (name of the kept factor, its input) of those that scale each number by another
-_ELEMENTWISE = {
-    "MulBackward0": (("self", 0), ("other", 1)),
-    "DivBackward0": (("other", 1),),
-}
+# the same for nodes in which several tensors of data may meet, by a part of their names
+_SIDES = (("self", 0), ("other", 1))  # of a product of numbers
+_MEETINGS = (
+    ("ScaledDotProduct", (("query", 0), ("key", 1), ("value", 2))),
+    ("TrilinearBackward", (("i1", 0), ("i2", 1), ("i3", 2))),
+    ("CdistBackward", (("x1", 0), ("x2", 1))),
+)
 # the same numbers seen in another shape, or copied in another precision
 _VIEWS = {
     f"{name}Backward{i}"
@@ -63,7 +66,10 @@ _VIEWS = {
 _LOCAL = ("LayerNorm", "BatchNorm", "GroupNorm", "RmsNorm", "EmbeddingBackward", "Prelu")
 _REARRANGED = "as a rearranged copy, for which no feedback can be laid out: use a view"
 _LOOKUPS = ("Index", "Gather")
-_SHAPE_ALONE = re.compile(r"new_\w+|\w+_like")  # of what they are given, no number is used
+# of what these are given, no number is used
+_SHAPE_ALONE = re.compile(
+    r"new_(empty|zeros|ones|full)\w*|(empty|zeros|ones|full)_like|fill_|zero_"
+)
 _SUMMED = ("EmbeddingBagBackward0", "DotBackward0", "LinalgVecdotBackward0")  # a gain is no gain
 
 
@@ -204,10 +210,6 @@ def _is_part(kept: Tensor, weight: Tensor) -> bool:
     return 0 <= first <= sum((n - 1) * s for n, s in zip(weight.shape, weight.stride()))
 
 
-def _is_matrix(tensor: Tensor) -> bool:
-    return sum(n > 1 for n in tensor.shape) > 1
-
-
 def _same_numbers(kept: Tensor, weight: Tensor) -> bool:
     """Whether a copy holds all the weight's numbers in the weight's own layout.
 
@@ -321,20 +323,21 @@ class Transported(_Bound):
         self.check()
         self._find_replaced()
         leaves: list[Tensor] | None = None
-        made: Mapping[int, str] = {}
-        call = self._call()
-        if self._plans or not self.weights or not torch.is_grad_enabled():
-            output = call(tuple(args), dict(kwargs or {}))
-        else:  # the first time: data and frozen weights must be seen in the graph
-            leaves = []
-            with self._all_require_grad():
-                shown = _replaced([tuple(args), dict(kwargs or {})], lambda t: _shown(t, leaves))
-                with _Computed(self.weights, shown) as computed:
-                    output = call(*shown)
-            made = computed.names
+        call, given = self._call(), (tuple(args), dict(kwargs or {}))
+        context: Callable[[], Any] = ExitStack
+        if self.weights and not self._plans and torch.is_grad_enabled():
+            # the first time: data and frozen weights must be seen in the graph
+            leaves, context = [], self._all_require_grad
+            given = _replaced(given, lambda t: _shown(t, leaves))
+
+        def run() -> Any:
+            with context():
+                return call(*given)
+
+        output = run()
         roots = _roots(output) if self.weights else []
         if roots:
-            self._place(roots, leaves, made)
+            self._place(roots, leaves, run)
         elif self.weights and torch.is_grad_enabled() and next(tensors(output), None) is None:
             self._refuse_output(output)
         return output
@@ -386,7 +389,7 @@ class Transported(_Bound):
                 w.requires_grad_(False)
 
     def _place(
-        self, roots: Sequence[Any], leaves: Sequence[Tensor] | None, made: Mapping[int, str]
+        self, roots: Sequence[Any], leaves: Sequence[Tensor] | None, again: Callable[[], Any]
     ) -> None:
         order = _ordered(roots)
         nodes = list(order)
@@ -398,8 +401,10 @@ class Transported(_Bound):
         unseen = self._unseen(nodes, hidden)
         plan = plans.get(named := tuple(unseen.items()))
         if plan is None:
-            proof = _Proof(self, nodes, leaves, unseen, made)
+            proof = _Proof(self, nodes, leaves, unseen)
             plan = proof.plan()
+            if proof.doubts:
+                self._settle(proof.doubts, nodes, again)
             self.carriers |= proof.carriers
             for known in (self._plans, plans):
                 if len(known) > 64:  # recurrent networks have a graph for every length
@@ -409,6 +414,26 @@ class Transported(_Bound):
         sent: dict[tuple[str, torch.dtype], Tensor] = {}
         for index, key, name in plan:
             self._replace(nodes[index], key, name, sent)
+
+    def _settle(
+        self, doubts: Sequence[Doubt], nodes: Sequence[Any], again: Callable[[], Any]
+    ) -> None:
+        """Refuse factors that no node leads to if they were computed from weights.
+
+        The network runs once more for it, and leaves no trace. Where it cannot, nothing is known.
+        """
+        try:
+            with measuring(self.net), _Origins(self.weights, self.net.parameters()) as origins:
+                others = list(_ordered(_roots(again())))
+        except Exception:  # higher-order operators, modules that are compiled within
+            return
+        if [node.name() for node in others] != [node.name() for node in nodes]:
+            return
+        for index, key in doubts:
+            name = origins.weight(getattr(others[index], f"_saved_{key}"))
+            if name is not None:
+                why = "which keeps what was computed from it without a graph: no feedback can take"
+                raise self.refusal(name, nodes[index], f"{why} its place there")
 
     def _unseen(
         self, nodes: Sequence[Any], hidden: Sequence[tuple[int, str]]
@@ -481,37 +506,69 @@ def _shown(tensor: Tensor, leaves: list[Tensor]) -> Tensor:
     return leaves[-1].clone(memory_format=torch.preserve_format)
 
 
-class _Computed(TorchDispatchMode):
-    """Where numbers lie that were computed from weights alone, be it without a graph.
+class _Origins(TorchDispatchMode):
+    """Which tensors are computed from weights and constants alone, be it without a graph.
+
+    All that comes from elsewhere is taken for data: arguments, buffers, random numbers. Single
+    numbers, as scales, do not count.
 
     Args:
         weights: by name.
-        data: what the network takes, nested: whatever is computed from it is left out.
-
-    Attributes:
-        names: the weight, or one of those, by the address of the numbers.
+        constants: further parameters.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], data: Any) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], constants: Iterable[Tensor]) -> None:
         super().__init__()
-        self.names = {_storage(w): name for name, w in weights.items()}
-        self._weights = frozenset(self.names)
-        self._data = {_storage(t) for t in tensors(data)}
+        self._weights = dict(weights)
+        self._homes = {_storage(w) for w in weights.values()}
+        # an address: the name of a weight, or None for a constant; no key for data
+        self._names: dict[int, str | None] = {_storage(p): None for p in constants}
+        self._held: list[Tensor] = []  # no other tensor gets an address that has a name
+
+    def weight(self, tensor: Tensor) -> str | None:
+        """The weight, or one of several, that a tensor is computed from; None if it is not."""
+        names = self._of([tensor])
+        return names[0] if names else None
+
+    def _size(self, name: str) -> int:
+        return self._weights[name].numel()
+
+    def _of(self, given: Iterable[Tensor]) -> list[str] | None:
+        """The weights that tensors are computed from; None if there are data in them."""
+        names = []
+        for tensor in given:
+            store = _storage(tensor)
+            if store in self._homes:
+                found = [n for n, w in self._weights.items() if _is_part(tensor, w)]
+                if not found:
+                    return None
+                names.append(found[0])
+            elif tensor.ndim and store not in self._names:
+                return None
+            elif (name := self._names.get(store)) is not None:
+                names.append(name)
+        return names
 
     def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [_storage(t) or id(t) for t in tensors([args, kwargs or {}])]
-        result = func(*args, **(kwargs or {}))
-        if _SHAPE_ALONE.fullmatch(func.overloadpacket.__name__):
-            given = []
-        named = next((self.names[store] for store in given if store in self.names), None)
-        mixed = any(store in self._data for store in given)
-        for store in {_storage(t) for t in tensors(result)} - self._weights:
-            self.names.pop(store, None)  # an address may have been another tensor's before
-            self._data.discard(store)
-            if mixed:
-                self._data.add(store)
-            elif named is not None:
-                self.names[store] = named
+        called, kwargs = func.overloadpacket.__name__, kwargs or {}
+        written = [
+            t for a, t in zip(func._schema.arguments, args) if (i := a.alias_info) and i.is_write
+        ]
+        names: list[str] | None = []
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            names = None
+        elif not _SHAPE_ALONE.fullmatch(called):
+            names = self._of(tensors([args[called.endswith("copy_") :], kwargs]))
+        result = func(*args, **kwargs)
+        for made in tensors([result, written]):
+            store = _storage(made)
+            if store in self._homes or not store:
+                continue
+            if names is None:
+                self._names.pop(store, None)
+            else:
+                self._names[store] = max(names, key=self._size, default=None)
+                self._held.append(made)
         return result
 
 
@@ -521,9 +578,9 @@ class _Proof:
     Each node is classified: does it depend on data, and if not, on which weights? Where data meet
     something computed from weights alone, in a node that keeps tensors, the weight must be placed.
 
-    Two things are out of sight: a row of a table (``nn.Embedding``) is data, also where it is used
-    as a weight, and what is computed from a frozen or detached weight is seen in the first graph
-    only.
+    Out of sight is what no graph shows: a row of a table (``nn.Embedding``) is data, also where it
+    is used as a weight; what is computed from a frozen weight is seen in the first graph only, and
+    from a detached one where a product, attention or a distance keeps it.
     """
 
     def __init__(
@@ -532,9 +589,8 @@ class _Proof:
         nodes: list[Any],
         leaves: Sequence[Tensor] | None,
         unseen: Mapping[tuple[int, str], str],
-        made: Mapping[int, str],
     ) -> None:
-        self.owner, self.nodes, self.unseen, self.made = owner, nodes, unseen, made
+        self.owner, self.nodes, self.unseen = owner, nodes, unseen
         self.leaves = {id(leaf) for leaf in leaves or ()}
         self.all_shown = leaves is not None  # frozen weights too
         self.data: dict[Any, bool] = {}
@@ -542,6 +598,7 @@ class _Proof:
         self.gate: dict[Any, frozenset[str]] = {}  # the same, but for W times a constant
         self.learns: dict[Any, bool] = {}  # whether something below takes a gradient
         self.carriers: set[str] = set()
+        self.doubts: list[Doubt] = []
         self.sums = {n.next_functions[0][0]: n for n in nodes if n.name() == "SumBackward1"}
 
     def plan(self) -> Plan:
@@ -559,8 +616,8 @@ class _Proof:
             self._check_followed(node)
             placed = self._placed(index, node)
             self._check(node, {name for _, _, name in placed})
-            self._check_computed(index, node)
             found += placed
+            self.doubts += self._doubts(index, node)
         return found
 
     def _check_followed(self, node: Any) -> None:
@@ -591,7 +648,7 @@ class _Proof:
         return below is None or all(self._is_gain(name) for name in self.below[below])
 
     def _is_gain(self, name: str) -> bool:
-        return not _is_matrix(self.owner.weights[name])
+        return sum(n > 1 for n in self.owner.weights[name].shape) < 2
 
     def _is_second(self, node: Any) -> bool:
         places = _FACTORS.get(node.name(), ())
@@ -695,19 +752,19 @@ class _Proof:
                         name, node, f"which {keeps} {what}: no feedback can take its place there"
                     )
 
-    def _check_computed(self, index: int, node: Any) -> None:
-        """Refuse a matrix that was computed from a weight without a graph, where data meet it."""
-        for key, place in _FACTORS.get(node.name(), _ELEMENTWISE.get(node.name(), ())):
+    def _doubts(self, index: int, node: Any) -> Iterator[Doubt]:
+        """Factors that no node leads to, where data meet them: computed from a weight, or not."""
+        name = node.name()
+        places = _FACTORS.get(name, ()) or next((p for n, p in _MEETINGS if n in name), ())
+        if name.startswith("Mul") and None in (below := [n for n, _ in node.next_functions]):
+            places = (_SIDES[below.index(None)],) if self._is_summed(node, None) else ()
+        for key, place in places:
             if node.next_functions[place][0] is not None or (index, key) in self.unseen:
                 continue
-            kept = getattr(node, f"_saved_{key}")
             others = [n for i, (n, _) in enumerate(node.next_functions) if i != place]
-            if kept is None or not any(self.data[n] for n in others if n is not None):
-                continue
-            name = self.made.get(_storage(kept))
-            if name is not None and not self._is_gain(name) and _is_matrix(kept):
-                why = "which keeps what was computed from it without a graph: no feedback can take"
-                raise self.owner.refusal(name, node, f"{why} its place there")
+            kept = getattr(node, f"_saved_{key}", None)
+            if kept is not None and any(self.data[n] for n in others if n is not None):
+                yield index, key
 
     def _is_summed(self, node: Any, child: Any) -> bool:
         """Whether a gain's products are summed along its own axis, so that it is a matrix."""

@@ -7,10 +7,12 @@ import random
 import sys
 import warnings
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -362,37 +364,78 @@ def _own_function(function: type) -> nn.Module:
     return net
 
 
-def _without_a_graph(how: str) -> nn.Module:
+def _without_a_graph(
+    use: Callable[[nn.Module, Tensor, Tensor], Tensor], shape: tuple[int, ...] = (4, 4)
+) -> nn.Module:
+    """One in which a hidden layer's output and the sign of a weight meet as ``use`` says."""
     net = _computed()
-    buffer = torch.zeros(4, 4)
+    net.w = nn.Parameter(torch.randn(shape))
+    net.g = nn.Parameter(torch.ones(4, 1))
+    net.register_buffer("b", torch.zeros(4, 4))
 
     def forward(x: Tensor) -> Tensor:
-        h = net.first(x)
         with torch.no_grad():
             net.s = net.w.sign()
-            buffer.copy_(net.w / 2)
-        if how == "elementwise":
-            return (h[..., None] * net.s).sum(-2)
-        return (
-            h
-            @ {
-                "detached": lambda: net.w.detach().sign(),
-                "data": lambda: net.w.data / 3.0,
-                "no_grad": lambda: net.s,
-                "buffer": lambda: buffer,
-            }[how]()
-        )
+            if shape == (4, 4):
+                net.b.copy_(net.s)
+        return use(net, net.first(x), x)
 
     net.forward = forward
     return net
 
 
+def _foreach(net: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+    b = torch.zeros(4, 4)
+    torch._foreach_copy_([b], [net.s])
+    return h @ b
+
+
+def _attention(net: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+    s = net.s[None, None]
+    return F.scaled_dot_product_attention(h[None, None], s, s)
+
+
+WITHOUT_A_GRAPH = {
+    "no_grad": (lambda net, h, x: h @ net.s, "MmBackward0"),
+    "detached": (lambda net, h, x: h @ (net.w.detach() / 2), "MmBackward0"),
+    "data": (lambda net, h, x: h @ (net.w.data / 3), "MmBackward0"),
+    "in a buffer": (lambda net, h, x: h @ net.b, "MmBackward0"),
+    "in a list of buffers": (_foreach, "MmBackward0"),
+    "a gain first": (lambda net, h, x: h @ (net.g * net.s).detach(), "MmBackward0"),
+    "scaled by data": (lambda net, h, x: h @ (net.s * x.detach().abs().mean()), "MmBackward0"),
+    "elementwise": (lambda net, h, x: (h[..., None] * net.s).sum(-2), "MulBackward0"),
+    "row by row": (lambda net, h, x: torch.stack([h @ r for r in net.s], -1), "MvBackward0"),
+    "attention": (_attention, "ScaledDotProduct"),
+    "bilinear": (lambda net, h, x: F.bilinear(h, h, net.s[None]), "TrilinearBackward0"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_GRAPH)
+def test_what_a_weight_made_without_a_graph_is_refused(name: str) -> None:
+    use, node = WITHOUT_A_GRAPH[name]
+    rule, _ = bound(_without_a_graph(use))
+    for _ in range(2):
+        with pytest.raises(UnsupportedModule, match=rf"'w' .*{node}.*without a graph"):
+            rule((torch.randn(5, 3),))
+
+
+def test_a_head_of_one_unit_is_no_gain() -> None:
+    rule, _ = bound(_without_a_graph(lambda net, h, x: F.linear(h, net.s), (1, 4)))
+    with pytest.raises(UnsupportedModule, match=r"'w' .*MmBackward0.*without a graph"):
+        rule((torch.randn(5, 3),))
+
+
+def test_what_is_made_without_a_graph_at_a_later_call_is_refused() -> None:
+    net = _computed()
+    net.forward = lambda x: net.first(x) @ (net.w.detach().sign() if net.training else net.w)
+    rule, _ = bound(net.eval())
+    rule((torch.randn(5, 3),)).sum().backward()
+    net.train()
+    with pytest.raises(UnsupportedModule, match=r"'w' .*MmBackward0.*without a graph"):
+        rule((torch.randn(5, 3),))
+
+
 REFUSED = {
-    "detached sign": (lambda: _without_a_graph("detached"), r"'w' .*MmBackward0.*without a graph"),
-    "data, divided": (lambda: _without_a_graph("data"), r"'w' .*MmBackward0.*without a graph"),
-    "no_grad": (lambda: _without_a_graph("no_grad"), r"'w' .*MmBackward0.*without a graph"),
-    "in a buffer": (lambda: _without_a_graph("buffer"), r"'w' .*MmBackward0.*without a graph"),
-    "detached gate": (lambda: _without_a_graph("elementwise"), r"'w' .*MulBackward0.*without a g"),
     "frozen under a checkpoint": (_frozen_checkpoint, r"'w' .*CheckpointFunctionBackward"),
     "product in a part": (lambda: _written_in_place("addmm_"), r"'w' .*CopySlices.*may keep"),
     "gain in a part": (lambda: _written_in_place("mul_"), r"'w' .*CopySlices.*may keep"),
@@ -413,6 +456,99 @@ def test_what_cannot_be_placed_is_refused_by_name(name: str) -> None:
     rule, _ = bound(make())
     with pytest.raises(UnsupportedModule, match=message):
         rule((torch.randn(5, 3),))
+
+
+class _Held:
+    """Data in an object, which no argument shows."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+def _hard_gate(net: nn.Module, x: Tensor) -> Tensor:
+    """Its gate at the first of two times is that of a state of zeros."""
+    state = torch.zeros(5, 4, dtype=D)
+    for _ in range(2):
+        gate = (F.linear(state, net.w).detach() >= 0).to(D)
+        state = gate * torch.tanh(net.first(x)) + (1 - gate) * state
+    return state @ net.w
+
+
+def _own_attention(net: nn.Module, x: Tensor) -> Tensor:
+    h = net.first(x)
+    return torch.softmax(h @ h.t(), -1).detach() @ h @ net.w
+
+
+def _fresh_masks(net: nn.Module, x: Tensor) -> Tensor:
+    """Memory that signs of the weights have left is used again for what no weight made."""
+    h = net.first(x)
+    for i in range(20):
+        signs = [net.w.detach().sign() for _ in range(4)]
+        del signs
+        h = h @ torch.tensor(np.eye(4) * (i + 1))
+    return h @ net.w
+
+
+NO_WEIGHT = {
+    "own gate": lambda net, x: (lambda h: ((h * (h > 0)) @ net.w).sum(-1))(net.first(x)),
+    "hard gate": _hard_gate,
+    "own attention": _own_attention,
+    "fresh masks": _fresh_masks,
+    "flat memory": lambda net, x: net.first(x) @ net.flat[16:].view(4, 4) @ net.w,
+    "expanded": lambda net, x: (lambda h: (h * net.w.detach().norm(dim=0).expand_as(h)) @ net.w)(
+        net.first(x)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_WEIGHT)
+def test_data_and_constants_are_not_taken_for_weights(name: str) -> None:
+    net = _computed().to(D)
+    net.flat = torch.randn(32, dtype=D)
+    net.w = nn.Parameter(net.flat[:16].view(4, 4))
+    net.forward = lambda held: NO_WEIGHT[name](net, held.x)
+    rule, _ = bound(net)
+    rule((_Held(torch.randn(5, 3, dtype=D)),)).sum().backward()
+    assert bool(net.first.weight.grad.isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # within torch.cond
+def test_a_doubt_that_cannot_be_settled_is_no_refusal() -> None:
+    """Operators of a higher order run under no dispatch mode that does not know them."""
+    net = _computed()
+    net.forward = lambda x: (
+        torch.cond(x.sum() > 0, torch.sin, torch.cos, (net.first(x),)) @ torch.eye(4) @ net.w
+    )
+    rule, _ = bound(net)
+    rule((torch.randn(5, 3),)).sum().backward()
+    assert bool(net.first.weight.grad.isfinite().all())
+
+
+def test_a_doubt_leaves_no_trace() -> None:
+    """A network runs twice where a factor's origin must be found out: once for each graph."""
+    seen = []
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+    net.register_forward_hook(lambda *_: seen.append(1))
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.eye(len(x)) @ self.net(x)
+
+    x, rules = torch.randn(6, 3), bound(Graph())
+    start = {k: v.clone() for k, v in net.state_dict().items()}
+    ends = []
+    for runs in (2, 4, 5):  # the first graph shows the data, later ones do not
+        net.load_state_dict(start)
+        torch.manual_seed(3)
+        out = rules[0]((x,))
+        ends.append([out.detach(), torch.rand(1), *[v.clone() for v in net.buffers()]])
+        assert len(seen) == runs
+    for first, *others in zip(*ends):
+        assert all(torch.equal(first, other) for other in others)
 
 
 def test_what_no_weight_made_is_no_weight() -> None:
