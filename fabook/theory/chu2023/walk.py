@@ -15,9 +15,9 @@ from torch import nn
 class DisplacementTracker:
     r"""The way of a network's weights, from where they are when the walk begins.
 
-    Called after each update it adds up $\sum_k \|\Delta_k W_l\|^2$. For steps of
-    independent directions the squared displacement $\|W_l - W_l^0\|^2$ has this as its mean,
-    whatever their lengths; for one straight line of n equal steps it is n times as large (derived).
+    Called after each update it adds up $\sum_k \|\Delta_k W_l\|^2$. For steps whose mean given the
+    past is zero the squared displacement $\|W_l - W_l^0\|^2$ has this as its mean, whatever their
+    lengths; for one straight line of n equal steps it is n times as large (derived).
 
     Example:
         >>> from fabook import mlp, BP, train
