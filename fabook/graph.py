@@ -522,7 +522,7 @@ class _Origins(TorchDispatchMode):
         self._weights = dict(weights)
         self._homes = {_storage(w) for w in weights.values()}
         # an address: the name of a weight, or None for a constant; no key for data
-        self._names: dict[int, str | None] = {_storage(p): None for p in constants}
+        self._names: dict[int, str | None] = {s: None for p in constants if (s := _storage(p))}
         self._held: list[Tensor] = []  # no other tensor gets an address that has a name
 
     def weight(self, tensor: Tensor) -> str | None:
