@@ -43,7 +43,7 @@ book: quick ## Run every notebook's quick preset and build the site in _build/ht
 	$(call stage,site,$(BIN)/fabook build)
 	@echo "The site: $(CURDIR)/_build/html/index.html (make serve shows it)"
 
-test: fresh lint types unit browser claims nbval site ## Run every check, cheap ones first
+test: fresh lint types browser unit claims nbval site ## Run every check, cheap ones first
 	@$(BIN)/python .ci/total.py $(CHECKS)
 
 fresh:
@@ -57,13 +57,13 @@ lint: $(STAMP) ## Lint and format check, notebooks' code cells included
 types: $(STAMP)
 	$(call stage,mypy,$(BIN)/mypy)
 
-unit: $(STAMP)
+unit: $(STAMP) browser
 	$(call stage,doctests,$(call pytest,doctests) --doctest-modules fabook book/bookkit)
 	$(call stage,tests,$(call pytest,unit) -n $(JOBS) tests --ignore=tests/bookkit/test_notebooks.py --ignore=tests/bookkit/test_site.py --ignore=tests/bookkit/test_pdf.py --ignore=tests/test_explorables.py)
 
-# Without what starts kernels, builds the site or grades homeworks.
+# Without what starts kernels or a browser, builds the site or grades homeworks.
 SLOW = bookkit/test_execute bookkit/test_sweep bookkit/test_standard_tools bookkit/test_build bookkit/test_new \
-	bookkit/test_notebooks bookkit/test_pdf bookkit/test_site test_explorables
+	bookkit/test_notebooks bookkit/test_lab bookkit/test_pdf bookkit/test_site test_explorables
 
 check: lint types fast ## The inner loop: lint, types and the fast tests, two minutes
 
