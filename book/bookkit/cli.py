@@ -199,7 +199,7 @@ def _claims(arguments: argparse.Namespace) -> int:
         shown = [row["preset"], verdict, *(row[k] for k in ("measured", "comparison", "bound"))]
         return ["" if value is None else str(value) for value in [*shown, row["id"]]]
 
-    report.table([["preset", "verdict", "measured", "", "bound", "id"], *map(texts, rows)])
+    report.table([["preset", "verdict", "first check", "", "bound", "id"], *map(texts, rows)])
     return 0
 
 

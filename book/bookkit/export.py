@@ -191,9 +191,10 @@ class Page:
             "    )"
         )
         place = f" of {self.home.url}" if self.home else ""
+        does = "installs" if self.home else "names"
         return (
             f"# Notebook {self.name}{place}.\n"
-            "# This cell installs what is missing, and does nothing where it is there.\n"
+            f"# This cell {does} what is missing, and does nothing where it is there.\n"
             "from importlib.util import find_spec\n\n"
             f"needed = {list(NEEDED)}\n"
             "missing = [name for name in needed if find_spec(name) is None]\n"

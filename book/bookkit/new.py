@@ -87,9 +87,9 @@ def _registered(text: str, paper: str, words: dict[str, Any]) -> str:
     known = re.search(rf'^id = "{paper}"$', text, re.MULTILINE)
     if not known:
         entry = f'[[paper]]\nid = "{paper}"\nname = "{paper}"\nsentence = "What it shows."\n\n'
-        first = text.find("[[claim]]")
-        first = first if first >= 0 else len(text)
-        text = text[:first] + entry + text[first:]
+        last = text.rfind("[[paper]]")  # behind it, so that a comment stays with its claims
+        gap = text.find("\n\n", last) + 2 if last >= 0 else 0
+        text = text[:gap] + entry + text[gap:] if gap > 1 else f"{entry}{text}"
     return text.rstrip("\n") + "\n" + _made("claims.toml", words)
 
 

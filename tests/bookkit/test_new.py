@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import jupytext
 import pytest
 import yaml
 
-from bookkit import claims, execute, new, notebooks
+from bookkit import claims, execute, exercises, new, notebooks
 from bookkit.parameters import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,26 @@ def test_a_new_notebook_runs_and_is_judged(clone: Path) -> None:
     assert [line.split()[:2] for line in outcome.lines] == [
         ["reproduced", "paper2025.another.holds"]
     ]
+
+
+def test_a_new_notebook_is_a_page_as_the_others_are(clone: Path) -> None:
+    new.create(clone, "paper2025/a_result")
+    source = clone / "notebooks" / "paper2025" / "a_result.md"
+    text = source.read_text(encoding="utf-8")
+    tasks = exercises.tasks("paper2025/a_result", text)
+    assert [task.skill for task in tasks] == ["Warm-up", "Change a parameter", "Code", "Open"]
+    assert "{term}`" in text
+    assert "\nNext: [" in text
+    opened = jupytext.reads(text, fmt="md:myst")
+    assert jupytext.writes(opened, fmt="md:myst") == text, "saving it in an editor would change it"
+
+
+def test_a_comment_stays_with_its_claims(clone: Path) -> None:
+    registry = clone / "book" / "claims.toml"
+    before = registry.read_text(encoding="utf-8")
+    new.create(clone, "paper2025/a_result")
+    after = registry.read_text(encoding="utf-8")
+    assert before[before.index("# --- ") :].rstrip() in after
 
 
 def test_registry_and_contents_gain_what_they_need_and_keep_the_rest(clone: Path) -> None:
