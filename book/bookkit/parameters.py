@@ -37,6 +37,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     for function in (dict, list, tuple, range, int, float, str, bool, min, max, sum, abs, len)
 }
 _WORDS = {"true": True, "false": False, "none": None}
+_COUNTS = ("seeds", "runs")  # last words of the names of what counts independent runs
 _UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)  # of text as an expression
 _LARGEST = 10_000  # of an exponent, a repetition or a range: nothing here may take long
 
@@ -338,6 +339,8 @@ def convert(text: Any, name: str, parameter: Parameter) -> Any:
             raise UsageError(f"parameter {name!r} is one of {shown}; got {text!r}")
     elif not (value is None and parameter.default is None) and not _like(value, example):
         raise UsageError(f"parameter {name!r} must be {kind(example)}, got {text!r}")
+    elif name.rpartition("_")[2] in _COUNTS and isinstance(value, int) and value < 1:
+        raise UsageError(f"parameter {name!r} counts runs and must be 1 or more, got {text!r}")
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -140,6 +140,15 @@ def test_values_of_another_type_are_refused(text: str, default: Any) -> None:
         parameters.convert(text, "p", Parameter(default))
 
 
+def test_no_runs_are_no_runs() -> None:
+    parameter = Parameter(None, presets={"quick": 3, "paper": 10})
+    for name in ("seeds", "wide_seeds", "relu_runs"):
+        with pytest.raises(UsageError, match=rf"'{name}' counts runs and must be 1 or more, got "):
+            parameters.convert("0", name, parameter)
+        assert parameters.convert("1", name, parameter) == 1
+    assert parameters.convert("0", "steps_before", parameter) == 0
+
+
 def test_values_that_papermill_put_in_are_not_passed_over(write: Any) -> None:
     path = write("seed = 0")
     tags = "\n```{code-cell} python\n:tags: [injected-parameters]\nseed = 5\n```\n"
