@@ -192,7 +192,7 @@ def _storage(tensor: Tensor) -> int:
     """The address of a tensor's numbers; 0 if they are not in one place (sparse, nested)."""
     try:
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:
         return 0
 
 
@@ -217,6 +217,8 @@ def _same_numbers(kept: Tensor, weight: Tensor) -> bool:
     """
     if _storage(kept) == _storage(weight):
         return True
+    if kept.layout != torch.strided:
+        return False
     last = 1 + sum((n - 1) * s for n, s in zip(kept.shape, kept.stride()))
     if kept.storage_offset() + last > weight.numel() or kept.numel() != weight.numel():
         return False
@@ -530,9 +532,6 @@ class _Origins(TorchDispatchMode):
         names = self._of([tensor])
         return names[0] if names else None
 
-    def _size(self, name: str) -> int:
-        return self._weights[name].numel()
-
     def _of(self, given: Iterable[Tensor]) -> list[str] | None:
         """The weights that tensors are computed from; None if there are data in them."""
         names = []
@@ -567,7 +566,9 @@ class _Origins(TorchDispatchMode):
             if names is None:
                 self._names.pop(store, None)
             else:
-                self._names[store] = max(names, key=self._size, default=None)
+                self._names[store] = max(
+                    names, key=lambda n: self._weights[n].numel(), default=None
+                )
                 self._held.append(made)
         return result
 

@@ -587,6 +587,20 @@ def test_sparse_arguments_are_taken_as_they_are() -> None:
         torch.testing.assert_close(net.first.weight.grad, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_sparse_buffer_is_no_copy_of_a_frozen_weight_of_its_size() -> None:
+    net = _computed()
+    net.register_buffer("a", torch.eye(4).to_sparse())
+    net.w.requires_grad_(False)
+    net.forward = lambda x: (net.a @ net.first(x)) @ net.w
+    rule, fb = bound(net)
+    x = torch.randn(4, 3)
+    for _ in range(2):
+        net.zero_grad()
+        rule((x,)).sum().backward()
+        expected = (torch.ones(4, 4) @ fb["w"].t()).t() @ x
+        torch.testing.assert_close(net.first.weight.grad, expected)
+
+
 def test_what_is_computed_at_a_later_call_alone_is_refused() -> None:
     net = _computed()
     net.v = nn.Parameter(torch.randn(3, 4))

@@ -266,15 +266,16 @@ def _clock(started: float) -> dict[str, Any]:
 
 def _keep_partial(job: Job, work: Path, ran: Mapping[str, Any]) -> str:
     """Put what a failed run leaves where its notebook would be, and say where."""
-    if recorded := cache.load(work.with_suffix(PARTIAL)) | cache.load(work):
-        _write(work, {**recorded, **ran})
     words = ""
-    for suffix, what in _KEPT.items():
-        kept = job.output("notebooks", f".failed{suffix}")
-        if work.with_suffix(suffix).is_file():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(work.with_suffix(suffix), kept)
-            words += f"\n{what}{kept}"
+    with contextlib.suppress(OSError):  # a full disk: the run's own error is what is reported
+        if recorded := cache.load(work.with_suffix(PARTIAL)) | cache.load(work):
+            _write(work, {**recorded, **ran})
+        for suffix, what in _KEPT.items():
+            kept = job.output("notebooks", f".failed{suffix}")
+            if work.with_suffix(suffix).is_file():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(work.with_suffix(suffix), kept)
+                words += f"\n{what}{kept}"
     return words
 
 

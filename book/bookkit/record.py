@@ -11,6 +11,7 @@ run.save()
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import io
 import json
@@ -295,7 +296,7 @@ class Run:
         """
         self._once("record", label, self._data)
         self._data[label] = dataset(label, dims, arrays)
-        self._hand_over(PARTIAL)
+        self._keep()
 
     @property
     def data(self) -> Data:
@@ -454,7 +455,7 @@ class Run:
         spread = None if sd is None else float(sd)
         seeds = None if seeds is None else _array(seeds).tolist()  # numpy's integers are no JSON
         self._judged[id] = claims.judge(claim, self.preset, values, sd=spread, seeds=seeds)
-        self._hand_over(PARTIAL)
+        self._keep()
         print(claims.verdict_line(self._judged[id]))
 
     def results(self) -> dict[str, Any]:
@@ -479,10 +480,15 @@ class Run:
         for id, claim in self._claims.items():
             if id not in self._judged:
                 print(claims.verdict_line(claims.judge(claim, self.preset, None)))
-        self._hand_over()
+        self._hand_over(".json")
 
-    def _hand_over(self, suffix: str = ".json") -> None:
-        """Under `fabook run`: the raw results so far, which a cell that fails later cannot take."""
+    def _keep(self) -> None:
+        """What a cell that fails later cannot take; a full disk is no reason to stop here."""
+        with contextlib.suppress(OSError):
+            self._hand_over(PARTIAL)
+
+    def _hand_over(self, suffix: str) -> None:
+        """Under `fabook run`: the raw results so far."""
         target = os.environ.get("FABOOK_RESULT_FILE")
         if target:
             path = Path(target).with_suffix(suffix)
