@@ -382,14 +382,22 @@ def test_clock_going_backwards(project: Project) -> None:
     assert content(project.out) == expected
 
 
-@pytest.mark.fault("a run that diverges", "no verdict `reproduced`; its results are valid JSON")
+@pytest.mark.fault(
+    "a run that diverges",
+    "no verdict `reproduced`, and valid JSON; or it ends with the step and what was not finite",
+)
 @pytest.mark.parametrize("lr", ["1e5", pytest.param("1e20", marks=pytest.mark.long), "1e38"])
 def test_divergence(lr: str, project: Project) -> None:
     source = project.root / "notebooks" / "paper2025" / "a_result.md"
     source.write_text(source.read_text().replace('activation="tanh"', 'activation="relu"'))
     done = project.command("run", "a_result", "-p", f"lr={lr}")
-    assert done.returncode == 0, done.stderr
-    (path,) = (project.out / "results").rglob("*.json")
+    results = list((project.out / "results").rglob("*.json"))
+    if done.returncode:  # the loss was looked at after it had become NaN
+        assert done.returncode == 1
+        assert not results
+        assert re.search(r"run diverged at step \d+: loss is (nan|-?inf)", done.stderr), done.stderr
+        return
+    (path,) = results
     stored = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
     (entry,) = stored["claims"]
     assert None in entry["checks"][0]["values"]  # NaN, as JSON has it: it did diverge
