@@ -58,7 +58,12 @@ def _list(arguments: argparse.Namespace) -> int:
     root, out = _places(arguments)
     if arguments.runs:
         found = runs.listed(out)
-        return report.as_json(found) if arguments.json else report.runs(found)
+        if arguments.json:
+            return report.as_json(found)
+        report.runs(found)
+        for path in runs.failed(out):
+            print(f"failed: {path}")
+        return 0
     if arguments.name:
         rows = parameters.listing(parameters.of(notebooks.one(root, arguments.name).path))
         if arguments.json:
@@ -141,7 +146,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         from bookkit import picture
 
-        picture.chosen(picture.claimed(root, grid.jobs[0].notebook), arguments.plot)
+        names = picture.claimed(root, grid.jobs[0].notebook)
+        if names:  # a notebook that no registry knows may claim anything
+            picture.chosen(names, arguments.plot)
     with report.Progress(len(grid.jobs), brief=True) as progress:
         options = {"n_jobs": arguments.jobs, "scheduler": _scheduler(arguments)}
         outcomes, rows = sweep.run(grid, report=progress, **options)

@@ -216,7 +216,8 @@ def _named(name: str, known: Sequence[Notebook]) -> list[Notebook]:
         if found:
             return found
     allowed = [*dict.fromkeys(b.paper for b in known), *(b.name for b in known)]
-    raise UsageError(f"unknown notebook {name!r}{claims.suggest(name, allowed)}")
+    hint = claims.suggest(name, allowed)
+    raise UsageError(f"unknown notebook {name!r}{hint}; `fabook list` shows all")
 
 
 def drawings(name: str, folder: Path, root: Path | None) -> Path | None:

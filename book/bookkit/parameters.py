@@ -338,7 +338,7 @@ def convert(text: Any, name: str, parameter: Parameter) -> Any:
             shown = ", ".join(parameter.choices)
             raise UsageError(f"parameter {name!r} is one of {shown}; got {text!r}")
     elif not (value is None and parameter.default is None) and not _like(value, example):
-        raise UsageError(f"parameter {name!r} must be {kind(example)}, got {text!r}")
+        raise UsageError(f"parameter {name!r} must be {kind(example)}, got {text!r}{_swept(text)}")
     elif name.rpartition("_")[2] in _COUNTS and isinstance(value, int) and value < 1:
         raise UsageError(f"parameter {name!r} counts runs and must be 1 or more, got {text!r}")
     try:
@@ -346,6 +346,13 @@ def convert(text: Any, name: str, parameter: Parameter) -> Any:
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"parameter {name!r} cannot be {text!r}: {error}") from error
     return value
+
+
+def _swept(text: Any) -> str:
+    with contextlib.suppress(UsageError):
+        if isinstance(text, str) and len(several(text)) > 1:
+            return "; several values at once are for `fabook sweep`"
+    return ""
 
 
 def _parse(text: Any, example: Any) -> Any:

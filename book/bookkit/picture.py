@@ -12,16 +12,19 @@ from bookkit.parameters import UsageError
 from bookkit.sweep import Row, Sweep, cell
 
 
-def chosen(names: Iterable[str], wanted: str) -> str | None:
-    """The name that is wanted, or that alone ends with it; None if none does.
+def chosen(names: Iterable[str], wanted: str) -> str:
+    """The name that is wanted, or that alone ends with it.
 
     Raises:
-        UsageError: if several end with it.
+        UsageError: if none does, or several.
     """
-    found = [name for name in dict.fromkeys(names) if f".{name}".endswith(f".{wanted}")]
+    names = list(dict.fromkeys(names))
+    found = [name for name in names if f".{name}".endswith(f".{wanted}")]
+    if not found:
+        raise UsageError(f"no run has the quantity {wanted!r}{claims.suggest(wanted, names)}")
     if len(found) > 1 and wanted not in found:
         raise UsageError(f"several quantities end with {wanted!r} (allowed: {', '.join(found)})")
-    return wanted if wanted in found else next(iter(found), None)
+    return wanted if wanted in found else found[0]
 
 
 def claimed(root: Path, notebook: str) -> list[str]:
@@ -47,9 +50,6 @@ def plot(sweep: Sweep, rows: Sequence[Row], quantity: str | None = None) -> Path
 
     names = [name(row) for row in rows if row["quantity"]]
     wanted = chosen(names, quantity or next(iter(names), ""))
-    if wanted is None:
-        hint = claims.suggest(str(quantity), dict.fromkeys(names))
-        raise UsageError(f"no run has the quantity {quantity!r}{hint}")
     swept = [axis for axis, values in sweep.axes.items() if len(values) > 1]
     x, *lines = sorted(swept, key=lambda axis: axis == "seed") or list(sweep.axes)
     lines = [axis for axis in lines if axis != "seed"]

@@ -21,7 +21,7 @@ def table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip())
 
 
-def runs(rows: list[dict[str, Any]]) -> int:
+def runs(rows: list[dict[str, Any]]) -> None:
     """Print the runs that `runs.listed` found."""
 
     def texts(row: dict[str, Any]) -> list[str]:
@@ -29,7 +29,6 @@ def runs(rows: list[dict[str, Any]]) -> int:
         return [row["run"], row["preset"], f"{row['minutes']:.1f}", row["date"][:16], verdicts]
 
     table([["run", "preset", "min", "date", "verdicts"], *map(texts, rows)])
-    return 0
 
 
 def problems(outcomes: Sequence[Any]) -> None:

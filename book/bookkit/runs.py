@@ -39,6 +39,12 @@ def listed(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def failed(out: Path) -> list[Path]:
+    """What was kept of runs that failed."""
+    folders = (out / "notebooks", out / "own" / "notebooks")
+    return [path for folder in folders for path in sorted(folder.rglob("*.failed.ipynb"))]
+
+
 def find(out: Path, name: str, preset: str | None = None) -> dict[str, Any]:
     """The one run of this name, of this end of a name, or of this hash.
 

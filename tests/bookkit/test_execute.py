@@ -412,10 +412,15 @@ def test_failing_cells(repository: Repository, capsys: pytest.CaptureFixture[str
     assert "begun" in (repository.out / failed).read_text(encoding="utf-8")
     assert "results/quick/toy/recorded.json" in names  # the others finish
     assert not any("plain.json" in name or "plain.ipynb" in name for name in names)
+    assert cli.main(["list", "--runs"]) == 0
+    assert f"failed: {repository.out / failed}" in capsys.readouterr().out.splitlines()
 
     repository.edit(plain, "1 / 0; ", "")
     assert execute.exit_code(repository.run("toy/plain")) == 0
     assert failed not in repository.files()
+    capsys.readouterr()
+    assert cli.main(["list", "--runs"]) == 0
+    assert "toy/plain.failed" not in capsys.readouterr().out
 
 
 def test_what_was_recorded_outlives_a_failing_cell(
@@ -978,6 +983,9 @@ def test_remains_of_killed_runs_are_removed(repository: Repository) -> None:
     [
         (["toy/recordet"], "unknown notebook 'toy/recordet'; did you mean 'toy/recorded'?"),
         (["nothing"], "(allowed: other, toy, other/plain, toy/plain, toy/recorded)"),
+        (["nothing"], "`fabook list` shows all"),
+        (["toy/recorded", "-p", "seed=0..3"], "got '0..3'; several values at once are for `fabook"),
+        (["toy/recorded", "-p", "rate=.1,.2"], "several values at once are for `fabook sweep`"),
         (["--preset", "fast"], "unknown preset 'fast' (allowed: quick, paper)"),
         (["--device", "gpu"], "unknown device 'gpu'; did you mean 'cpu'?"),
         (["toy/recorded", "-p", "rat=1"], "has no parameter 'rat'; did you mean 'rate'?"),

@@ -346,11 +346,13 @@ def test_a_picture_is_of_one_claim_and_in_order(
         drawn(tmp_path, monkeypatch, "ain")
 
 
-def test_a_name_of_several_quantities_is_refused_before_the_runs(
+def test_a_name_of_no_or_several_quantities_is_refused_before_the_runs(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = CLAIM + CLAIM.replace("alpha.small", "alpha.tiny")
     (root / "book" / "claims.toml").write_text(text, encoding="utf-8")
+    assert cli.main(["sweep", "alpha", "-p", "seed=0,1", "--plot", "eror"]) == 2
+    assert "no run has the quantity 'eror'" in capsys.readouterr().err
     assert cli.main(["sweep", "alpha", "-p", "seed=0,1", "--plot", "error"]) == 2
     assert "toy.alpha.small.error, toy.alpha.tiny.error" in capsys.readouterr().err
     assert kernels(root) == []
